@@ -1,0 +1,92 @@
+"""What waits for one receiver: how much of it there may be, and how long it may stand still."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IPushProducer, IReactorTime, ITransport
+from zope.interface import implementer
+
+MAX_WAITING = 4 * 1_048_576
+"""Bytes that may wait for one receiver, besides the transport's own 64 KiB."""
+
+STALLED_AFTER = 60.0
+"""Seconds after which a receiver that takes nothing while something waits is given up."""
+
+BATCH = 65_536
+"""Bytes that are handed to the transport at once."""
+
+
+@implementer(IPushProducer)
+class Outbound:
+    """
+    The queue in front of one transport.
+
+    It is the transport's producer: while the transport has enough to send, what comes waits here.
+    """
+
+    __slots__ = ("_clock", "_overflowed", "_paused", "_progressAt", "_size", "_tooMuch", "_transport", "_waiting")
+
+    def __init__(self, transport: ITransport, clock: IReactorTime, tooMuch: Callable[[], None]) -> None:
+        """
+        @param tooMuch: called once, from the reactor and not from within L{send}, when more than L{MAX_WAITING} waits.
+        """
+        self._transport = transport
+        self._clock = clock
+        self._tooMuch = tooMuch
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._paused = False
+        self._overflowed = False
+        self._progressAt = 0.0
+        transport.registerProducer(self, True)
+
+    def send(self, frames: bytes) -> None:
+        """Send whole frames, as soon as everything before them has been sent."""
+        if not self._paused:
+            self._transport.write(frames)
+        elif self._size + len(frames) <= MAX_WAITING:
+            self._waiting.append(frames)
+            self._size += len(frames)
+        elif not self._overflowed:
+            self._overflowed = True
+            # Not now: whoever sends this is in the middle of something.
+            self._clock.callLater(0, self._tooMuch)
+
+    def isStalled(self, now: float) -> bool:
+        """Return whether something has waited for L{STALLED_AFTER} and nothing was taken."""
+        return self._paused and now - self._progressAt >= STALLED_AFTER
+
+    def finish(self, lastFrames: bytes) -> None:
+        """Hand everything to the transport, C{lastFrames} at the end, and be its producer no more."""
+        self._transport.unregisterProducer()
+        self._paused = False
+        self._transport.write(b"".join(self._waiting) + lastFrames)
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop what waits."""
+        self._waiting.clear()
+        self._size = 0
+
+    def pauseProducing(self) -> None:
+        """The transport has enough."""
+        self._paused = True
+        self._progressAt = self._clock.seconds()
+
+    def resumeProducing(self) -> None:
+        """The transport has sent what it had."""
+        self._paused = False
+        while self._waiting and not self._paused:
+            batch = []
+            size = 0
+            while self._waiting and size < BATCH:
+                batch.append(self._waiting.popleft())
+                size += len(batch[-1])
+            self._size -= size
+            self._transport.write(b"".join(batch))
+
+    def stopProducing(self) -> None:
+        """The connection is lost."""
+        self.clear()

@@ -1,0 +1,149 @@
+"""Who is told when somebody comes online or goes offline."""
+
+from __future__ import annotations
+
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from wecompany.interfaces import IConnection
+from wecompany.limits import RateLimit
+from wecompany.wire import (
+    ErrorCode,
+    MessageType,
+    PresenceOp,
+    WireError,
+    checkUserId,
+    encodeFrame,
+    encodeU32,
+)
+
+LISTS_PER_MINUTE = 6
+"""Lists of users that one user may ask for."""
+
+MAX_SUBSCRIPTIONS = 1_000
+"""Single users that one connection may watch; who wants more watches everyone."""
+
+COALESCE = 0.25
+"""Seconds in which several changes are told together, and of each user only the last: so a storm of log-ins costs each
+watcher four frames a second, not one for each log-in."""
+
+ONLINE = b"\1"
+OFFLINE = b"\0"
+
+
+def _encode(userId: bytes, isOnline: bool) -> bytes:
+    return encodeFrame(MessageType.PRESENCE, userId, ONLINE if isOnline else OFFLINE)
+
+
+class Presence:
+    """The subscriptions of one server.  They belong to a connection and end with it."""
+
+    def __init__(self, online: dict[bytes, IConnection], clock: IReactorTime) -> None:
+        """
+        @param online: the hub's map of who is online, which stays the hub's.
+        """
+        self._online = online
+        self._clock = clock
+        self._ofEveryone: set[IConnection] = set()
+        self._ofUser: dict[bytes, set[IConnection]] = {}
+        self._watched: dict[IConnection, set[bytes]] = {}
+        self._lists = RateLimit(clock, LISTS_PER_MINUTE / 60, LISTS_PER_MINUTE)
+        self._changed: dict[bytes, bool] = {}
+        self._timer: IDelayedCall | None = None
+
+    def frameReceived(self, connection: IConnection, userId: bytes, data: bytes) -> None:
+        """
+        Take a PRESENCE from a client.
+
+        @raise WireError: what the client is to be told by an ERROR.
+        """
+        if userId:
+            checkUserId(userId)
+        if data == b"\1" and userId:
+            self._subscribe(connection, userId)
+        elif data == b"\2":
+            self._unsubscribe(connection, userId)
+        elif len(data) == 1 and data[0] in (PresenceOp.LIST, PresenceOp.SUBSCRIBE, PresenceOp.LIST_ALL) and not userId:
+            self._list(connection, subscribe=data[0] == PresenceOp.SUBSCRIBE)
+        else:
+            raise WireError(ErrorCode.BAD_REQUEST, "there is no such presence op")
+
+    def changed(self, userId: bytes) -> None:
+        """A user has come online or gone offline: tell those who watch it."""
+        self._changed[userId] = userId in self._online
+        if self._timer is None:
+            self._tellChanges()
+            self._timer = self._clock.callLater(COALESCE, self._coalesced)
+
+    def connectionLost(self, connection: IConnection) -> None:
+        """Forget what this connection watched."""
+        self._ofEveryone.discard(connection)
+        for userId in self._watched.pop(connection, ()):
+            self._forget(connection, userId)
+
+    def stop(self) -> None:
+        """Tell nobody any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._changed.clear()
+
+    def _list(self, connection: IConnection, subscribe: bool) -> None:
+        if not self._lists.allow(connection.userId):
+            raise WireError(ErrorCode.OVERLOADED, f"at most {LISTS_PER_MINUTE} lists a minute")
+        if subscribe:
+            self._tellChanges()  # so that nothing older follows the list
+            self._ofEveryone.add(connection)
+        others = [userId for userId in self._online if userId != connection.userId]
+        frames = [_encode(userId, True) for userId in others]
+        frames.append(encodeFrame(MessageType.PRESENCE, b"", encodeU32(len(others))))
+        connection.send(b"".join(frames))
+
+    def _subscribe(self, connection: IConnection, userId: bytes) -> None:
+        watched = self._watched.setdefault(connection, set())
+        if userId not in watched and len(watched) >= MAX_SUBSCRIPTIONS:
+            raise WireError(ErrorCode.OVERLOADED, f"at most {MAX_SUBSCRIPTIONS} subscriptions: watch everyone instead")
+        self._tellChanges()
+        watched.add(userId)
+        self._ofUser.setdefault(userId, set()).add(connection)
+        connection.send(_encode(userId, userId in self._online))
+
+    def _unsubscribe(self, connection: IConnection, userId: bytes) -> None:
+        if not userId:
+            self._ofEveryone.discard(connection)
+        elif userId in self._watched.get(connection, ()):
+            self._watched[connection].remove(userId)
+            self._forget(connection, userId)
+
+    def _forget(self, connection: IConnection, userId: bytes) -> None:
+        watchers = self._ofUser[userId]
+        watchers.remove(connection)
+        if not watchers:
+            del self._ofUser[userId]
+
+    def _coalesced(self) -> None:
+        self._timer = None
+        if self._changed:
+            self._tellChanges()
+            self._timer = self._clock.callLater(COALESCE, self._coalesced)
+
+    def _tellChanges(self) -> None:
+        changes, self._changed = self._changed, {}
+        if not changes:
+            return
+        told = {userId: _encode(userId, isOnline) for userId, isOnline in changes.items()}
+        if self._ofEveryone:
+            everything = b"".join(told.values())
+            for connection in list(self._ofEveryone):
+                _send(connection, everything if connection.userId not in told else _others(told, connection.userId))
+        for userId, frame in told.items():
+            for connection in self._ofUser.get(userId, set()) - self._ofEveryone:
+                _send(connection, frame if connection.userId != userId else b"")
+
+
+def _others(told: dict[bytes, bytes], but: bytes) -> bytes:
+    return b"".join(frame for userId, frame in told.items() if userId != but)
+
+
+def _send(connection: IConnection, frames: bytes) -> None:
+    if frames:
+        connection.send(frames)
