@@ -7,6 +7,7 @@ User IDs are C{bytes} on this side of the wire and C{str} in what an application
 from __future__ import annotations
 
 from attrs import frozen
+from twisted.internet.interfaces import IConsumer, IPushProducer, ITransport
 from zope.interface import Attribute, Interface
 
 from wecompany.wire import ErrorCode
@@ -61,6 +62,13 @@ class IServerObserver(Interface):
 
     def callEnded(session: CallSession, code: int, reason: str) -> None:
         """A call is over (L{EndCode<wecompany.EndCode>})."""
+
+
+class IStreamTransport(ITransport, IConsumer, IPushProducer):
+    """What a connection needs of its transport: all of Twisted's stream transports are so."""
+
+    def abortConnection() -> None:
+        """Drop the connection at once, and whatever waits to be written."""
 
 
 class IConnection(Interface):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from twisted.internet.interfaces import IPushProducer, IReactorTime, ITransport
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
+
+from wecompany.interfaces import IStreamTransport
 
 MAX_WAITING = 4 * 1_048_576
 """Bytes that may wait for one receiver, besides the transport's own 64 KiB."""
@@ -28,7 +30,7 @@ class Outbound:
 
     __slots__ = ("_clock", "_overflowed", "_paused", "_progressAt", "_size", "_tooMuch", "_transport", "_waiting")
 
-    def __init__(self, transport: ITransport, clock: IReactorTime, tooMuch: Callable[[], None]) -> None:
+    def __init__(self, transport: IStreamTransport, clock: IReactorTime, tooMuch: Callable[[], None]) -> None:
         """
         @param tooMuch: called once, from the reactor and not from within L{send}, when more than L{MAX_WAITING} waits.
         """

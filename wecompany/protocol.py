@@ -30,7 +30,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from wecompany.interfaces import IConnection, IHub
+from wecompany.interfaces import IConnection, IHub, IStreamTransport
 from wecompany.outbound import Outbound
 from wecompany.wire import (
     ID_SIZE,
@@ -72,7 +72,8 @@ class WeCompanyProtocol(Protocol):
     The frames are those of Twisted's C{Int16StringReceiver}; a whole chunk of them is taken in one loop.
     """
 
-    factory: IHub  # type: ignore[assignment]
+    factory: IHub
+    transport: IStreamTransport
 
     _log = Logger()
 
@@ -95,7 +96,6 @@ class WeCompanyProtocol(Protocol):
 
     def connectionMade(self) -> None:
         """Begin."""
-        assert self.transport is not None
         setNoDelay = getattr(self.transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
             setNoDelay(True)
@@ -148,8 +148,7 @@ class WeCompanyProtocol(Protocol):
         self._takeFrames(self._unparsed)
         if self._readingPaused:
             self._readingPaused = False
-            assert self.transport is not None
-            self.transport.resumeProducing()  # type: ignore[attr-defined]
+            self.transport.resumeProducing()
 
     def ownsSession(self, sessionId: bytes) -> bool:
         """See L{IConnection.ownsSession}."""
@@ -185,8 +184,7 @@ class WeCompanyProtocol(Protocol):
 
     def abort(self) -> None:
         """See L{IConnection.abort}."""
-        assert self.transport is not None
-        self.transport.abortConnection()  # type: ignore[attr-defined]
+        self.transport.abortConnection()
 
     # -- frames
 
@@ -252,8 +250,7 @@ class WeCompanyProtocol(Protocol):
         self._unparsed = data
         if len(data) >= MAX_HELD and not self._readingPaused:
             self._readingPaused = True
-            assert self.transport is not None
-            self.transport.pauseProducing()  # type: ignore[attr-defined]
+            self.transport.pauseProducing()
 
     # -- the end
 
@@ -281,7 +278,6 @@ class WeCompanyProtocol(Protocol):
         if code == ErrorCode.TOO_SLOW:
             self._outbound.clear()
         self._outbound.finish(lastWord)
-        assert self.transport is not None
         # A socket that is closed with unread bytes in it sends a reset, and a reset can overtake the ERROR.  So where
         # the transport can, only our half is closed, and what still comes is read and dropped until the client closes.
         halfClose = getattr(self.transport, "loseWriteConnection", None)
@@ -289,7 +285,7 @@ class WeCompanyProtocol(Protocol):
             self.transport.loseConnection()
         else:
             if self._readingPaused:
-                self.transport.resumeProducing()  # type: ignore[attr-defined]
+                self.transport.resumeProducing()
             halfClose()
         self.factory.unregister(self)
 

@@ -184,7 +184,8 @@ class WeCompanyFactory(Factory):
             return listeningPort
 
         endpoint = TCP4ServerEndpoint(cast("IReactorTCP", self._reactor), port, interface=interface)
-        return endpoint.listen(self).addCallback(listening)
+        listened: Deferred[IListeningPort] = endpoint.listen(self)
+        return listened.addCallback(listening)
 
     def stopServer(self) -> Deferred[None]:
         """
@@ -252,7 +253,7 @@ class WeCompanyFactory(Factory):
 
     # -- Factory
 
-    def buildProtocol(self, addr: IAddress | None) -> WeCompanyProtocol:
+    def buildProtocol(self, addr: IAddress | None) -> WeCompanyProtocol:  # type: ignore[override]
         """Return the protocol of one new connection."""
         return WeCompanyProtocol(self, self._reactor)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IReactorTCP, IReactorTime, IStreamServerEndpoint
 from twisted.logger import Logger
@@ -69,7 +69,7 @@ class Options(_Options):
     longdesc = (
         "WeCompany Server passes messages, files and audio/video calls between the people of one company. "
         "All times are in seconds. Endpoints for --listen: ssl:8889:privateKey=key.pem:certKey=cert.pem, "
-        "unix:/run/wecompany.sock, systemd:domain=INET:index=0, haproxy:tcp\\\\:8888."
+        "unix:/run/wecompany.sock, systemd:domain=INET:index=0, haproxy:tcp\\:8888."
     )
 
     optParameters = [
@@ -151,10 +151,14 @@ class _Listener(Service):
     def stopService(self) -> Deferred[None]:
         """Stop listening; fires when nobody can connect any more."""
         super().stopService()
+        return Deferred.fromCoroutine(self._stopListening())
+
+    async def _stopListening(self) -> None:
         listening, self._listening = self._listening, None
-        if listening is None:
-            return succeed(None)
-        return listening.addCallback(lambda port: port and port.stopListening())
+        port = None if listening is None else await listening
+        closing = None if port is None else port.stopListening()
+        if closing is not None:
+            await closing
 
 
 class WeCompanyService(MultiService):
@@ -180,7 +184,7 @@ class WeCompanyService(MultiService):
 
     def stopService(self) -> Deferred[None]:
         """Stop listening, end the calls, tell the clients, and let them go; that takes 4 s at most."""
-        listenersStopped: Deferred[None] = super().stopService()
+        listenersStopped: Deferred[object] = super().stopService()
         return listenersStopped.addCallback(lambda _: self.factory.stopServer())
 
 

@@ -1,0 +1,499 @@
+"""
+A user's session with a server: it comes back by itself when the connection is lost.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.application.internet import ClientService
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from wecompany.client.calls import Call, CallOutcome
+from wecompany.client.connection import Connection
+from wecompany.client.errors import CallRejected, ClientError, NotConnected, ServerError
+from wecompany.client.transfers import IncomingFile, OutgoingFile, Progress, _noProgress
+from wecompany.wire import (
+    VIDEO_FLAG,
+    CancelCode,
+    EndCode,
+    ErrorCode,
+    FileOffer,
+    FileOp,
+    MessageType,
+    PresenceOp,
+    WireError,
+    decodeU32,
+    splitId,
+    splitReason,
+)
+
+BACKOFF_BASE = 2.0
+BACKOFF_MOST = 60.0
+"""Seconds until one connects again: the first time, doubling, and at most; half of it is chance."""
+
+MAX_INCOMING = 64
+"""Files that are kept in mind: offered, on their way, or waiting for a lost sender."""
+
+MAX_LISTED = 1_000_000
+"""Users in one list from the server."""
+
+FINAL_ERRORS = {ErrorCode.BAD_CREDENTIAL, ErrorCode.ID_IN_USE, ErrorCode.FORBIDDEN, ErrorCode.REPLACED}
+"""After these a client does not connect again by itself."""
+
+T = TypeVar("T")
+
+
+def backoff(attempt: int) -> float:
+    """Return the seconds before the C{attempt}th try (from 1) to connect again."""
+    return min(BACKOFF_MOST, BACKOFF_BASE * 2.0 ** min(attempt - 1, 16)) * random.uniform(0.5, 1)
+
+
+class ClientListener:
+    """What a L{Client} tells.  Derive from it; each method does nothing here."""
+
+    def connected(self) -> None:
+        """The client has registered, for the first time or again."""
+
+    def disconnected(self, reason: ClientError) -> None:
+        """The connection was lost; the client tries to get it back unless C{stopped} follows."""
+
+    def stopped(self, reason: ClientError) -> None:
+        """The server does not want this client, so it does not come back by itself."""
+
+    def textReceived(self, fromUser: str, text: str) -> None:
+        """A text came; C{fromUser} is empty if it is the server's own."""
+
+    def callReceived(self, call: Call) -> None:
+        """Somebody calls."""
+
+    def fileOffered(self, file: IncomingFile) -> None:
+        """Somebody offers a file."""
+
+    def fileWithdrawn(self, file: IncomingFile) -> None:
+        """A file that was offered and not yet accepted is offered no more."""
+
+    def presenceChanged(self, userId: str, isOnline: bool) -> None:
+        """Somebody came online or went offline; told after L{Client.watch}."""
+
+    def errorReceived(self, error: ServerError) -> None:
+        """The server found fault with something that nobody waits for."""
+
+
+class Client:
+    """
+    One user of a server.
+
+    @ivar userId: who.
+    @ivar isOnline: whether there is a registered connection.
+    @ivar currentCall: the call that rings or is active.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: IStreamClientEndpoint,
+        userId: str,
+        listener: ClientListener | None = None,
+        *,
+        credential: bytes = b"",
+        runInThread: Callable[..., Deferred[Any]] | None = None,
+    ) -> None:
+        """
+        @param reactor: time, and the threads in which files are read and written.
+        @param endpoint: where the server is.
+        @param listener: who is told what comes.
+        @param credential: what the server wants to see; nothing where it runs open.
+        @param runInThread: runs a blocking function elsewhere; in the reactor's threads if not given.
+        """
+        self._reactor: IReactorTime = reactor
+        self.userId = userId
+        self._listener = listener or ClientListener()
+        self._credential = credential
+        self._runInThread = runInThread or (lambda f, *a: deferToThreadPool(reactor, reactor.getThreadPool(), f, *a))
+        self._service = ClientService(
+            endpoint,
+            Factory.forProtocol(self._makeConnection),
+            retryPolicy=backoff,
+            clock=reactor,
+            prepareConnection=self._prepare,
+        )
+        self._connection: Connection | None = None
+        self._finalError: ClientError | None = None
+        self._onlineWaiters: list[Deferred[None]] = []
+        self._watching = False
+        self._listing: Deferred[list[str]] | None = None
+        self._listed: list[tuple[str, bool]] = []
+        self._dialling: tuple[str, Deferred[Call]] | None = None
+        self._callFrames = 0
+        self.currentCall: Call | None = None
+        self._outgoing: dict[tuple[str, bytes], OutgoingFile] = {}
+        self._incoming: dict[tuple[str, bytes], IncomingFile] = {}
+
+    @property
+    def isOnline(self) -> bool:
+        """Whether there is a registered connection now."""
+        return self._connection is not None
+
+    # -- the connection
+
+    def start(self) -> Deferred[None]:
+        """
+        Connect and register, and from then on stay so.
+
+        @return: fires when the user is registered; fails with what went wrong with the first try, after which the
+            client is stopped.
+        """
+        self._finalError = None
+        connected = self._service.whenConnected(failAfterFailures=1)
+        self._service.startService()
+
+        def failed(failure: Failure) -> Deferred[None]:
+            return self.stop().addCallback(lambda _: failure.raiseException())
+
+        return connected.addCallbacks(lambda _: None, failed)
+
+    def stop(self) -> Deferred[None]:
+        """Disconnect and stay so; fires when that is done.  Transfers and calls that were under way fail."""
+        error = self._finalError or NotConnected("this client has stopped")
+        stopped: Deferred[None] = succeed(None)
+        if self._service.running:
+            stopped = self._service.stopService() or stopped
+
+        def finished(_: object) -> None:
+            self._finalError = error
+            waiters, self._onlineWaiters = self._onlineWaiters, []
+            for waiter in waiters:
+                waiter.errback(Failure(error))
+            for incoming in list(self._incoming.values()):
+                incoming.giveUp()
+            self._callOver(CallOutcome(False, EndCode.PEER_LOST, str(error)))
+
+        return stopped.addCallback(finished)
+
+    def whenOnline(self) -> Deferred[None]:
+        """Return a Deferred that fires when there is a registered connection; fails if the client stops before."""
+        if self._connection is not None:
+            return succeed(None)
+        if self._finalError is not None:
+            return fail(self._finalError)
+        waiter: Deferred[None] = Deferred()
+        self._onlineWaiters.append(waiter)
+        return waiter
+
+    def _makeConnection(self) -> Connection:
+        return Connection(
+            self._reactor,
+            self.userId.encode(),
+            self._credential,
+            self._frameReceived,
+            self._listener.errorReceived,
+            self._connectionLost,
+        )
+
+    def _prepare(self, proxy: Any) -> Deferred[None]:
+        connection: Connection = proxy._protocol if hasattr(proxy, "_protocol") else proxy
+
+        def registered(_: None) -> None:
+            self._connection = connection
+            waiters, self._onlineWaiters = self._onlineWaiters, []
+            if self._watching:
+                self._list(PresenceOp.SUBSCRIBE).addErrback(self._logFailure)
+            self._checkCall(connection)
+            self._listener.connected()
+            for waiter in waiters:
+                waiter.callback(None)
+
+        def refused(failure: Failure) -> Failure:
+            connection.abort()
+            return failure
+
+        return connection.register().addCallbacks(registered, refused)
+
+    def _connectionLost(self, connection: Connection, reason: ClientError) -> None:
+        final = isinstance(reason, ServerError) and reason.code in FINAL_ERRORS
+        if final:
+            self._finalError = reason
+        wasRegistered = connection is self._connection
+        if wasRegistered:
+            self._connection = None
+            if self._dialling is not None:
+                _, dialled = self._dialling
+                self._dialling = None
+                dialled.errback(Failure(reason))
+            listing, self._listing = self._listing, None
+            if listing is not None:
+                listing.errback(Failure(reason))
+            for outgoing in list(self._outgoing.values()):
+                outgoing.connectionLost()
+            for incoming in list(self._incoming.values()):
+                if incoming.isAccepted:
+                    incoming.connectionLost()
+                else:
+                    self._withdraw(incoming)
+            self._listener.disconnected(reason)
+        if final and wasRegistered:
+            self.stop().addErrback(self._logFailure)
+            self._listener.stopped(reason)
+
+    def _logFailure(self, failure: Failure) -> None:
+        self._log.warn("{user!r}: {error}", user=self.userId, error=failure.getErrorMessage())
+
+    # -- text and presence
+
+    def sendText(self, to: str, text: str) -> Deferred[None]:
+        """
+        Send a text to a user, or to everyone where C{to} is empty.
+
+        @return: fires when the server has passed it on; fails with L{ServerError} if it did not, and with
+            L{NotConnected} if that is not known.
+        """
+        return self._ask(MessageType.TEXT, to, text.encode())
+
+    def users(self) -> Deferred[list[str]]:
+        """Return a Deferred that fires with the other users online."""
+        return self._list(PresenceOp.LIST)
+
+    def watch(self) -> Deferred[list[str]]:
+        """
+        Be told of everyone who comes and goes, from now on and over every connection.
+
+        @return: as L{users}.
+        """
+        self._watching = True
+        return self._list(PresenceOp.SUBSCRIBE)
+
+    def _list(self, op: PresenceOp) -> Deferred[list[str]]:
+        if self._listing is not None:
+            return fail(ClientError("a list is on its way"))
+        listing: Deferred[list[str]] = Deferred()
+        self._listing = listing
+        self._listed = []
+
+        def failed(failure: Failure) -> None:
+            if self._listing is listing:
+                self._listing = None
+                listing.errback(failure)
+
+        self._ask(MessageType.PRESENCE, "", bytes((op,))).addErrback(failed)
+        return listing
+
+    def _presence(self, userId: str, data: bytes) -> None:
+        if userId:
+            isOnline = data == b"\1"
+            if self._listing is None:
+                self._listener.presenceChanged(userId, isOnline)
+            elif len(self._listed) < MAX_LISTED:
+                self._listed.append((userId, isOnline))
+            return
+        listing, self._listing = self._listing, None
+        if listing is not None:
+            count = decodeU32(data)
+            first = max(0, len(self._listed) - count)
+            before, self._listed = self._listed[:first], self._listed[first:]
+            for user, isOnline in before:
+                self._listener.presenceChanged(user, isOnline)
+            listing.callback([user for user, _ in self._listed])
+
+    # -- calls
+
+    def call(self, callee: str, isVideo: bool = False, offer: bytes = b"") -> Deferred[Call]:
+        """
+        Call a user.
+
+        @param offer: what to say of one's media, at most 16,384 bytes.
+        @return: fires with the call when it rings; fails with L{CallRejected}, L{ServerError} or L{NotConnected}.
+        """
+        if self._dialling is not None or self.currentCall is not None:
+            return fail(ClientError("there is a call already"))
+        dialled: Deferred[Call] = Deferred()
+        self._dialling = callee, dialled
+
+        def failed(failure: Failure) -> None:
+            if self._dialling is not None and self._dialling[1] is dialled:
+                self._dialling = None
+                dialled.errback(failure)
+
+        flags = bytes((VIDEO_FLAG if isVideo else 0,))
+        self._ask(MessageType.CALL_REQUEST, callee, flags + offer).addErrback(failed)
+        return dialled
+
+    def sendCallFrame(self, messageType: int, peer: str, data: bytes) -> bool:
+        """For a call: send a frame; return whether there was a connection to send it on."""
+        if self._connection is None:
+            return False
+        self._connection.sendFrame(messageType, peer.encode(), data)
+        return True
+
+    def _callFrame(self, messageType: int, peer: str, data: bytes) -> None:
+        callId, rest = splitId(data)
+        current = self.currentCall
+        isCurrent = current is not None and current.callId == callId.hex()
+        if messageType == MessageType.CALL_REQUEST:
+            if not isCurrent and rest:
+                self._rings(peer, callId, rest[0], rest[1:])
+        elif messageType == MessageType.CALL_ACCEPT:
+            if isCurrent and current is not None:
+                current.accepted(rest)
+        else:
+            code, text = splitReason(rest)
+            rejected = messageType == MessageType.CALL_REJECT
+            if isCurrent:
+                self._callOver(CallOutcome(rejected, code, text.decode("utf-8", "replace")))
+            elif rejected and self._dialling is not None and self._dialling[0] == peer:
+                _, dialled = self._dialling
+                self._dialling = None
+                dialled.errback(Failure(CallRejected(code, text.decode("utf-8", "replace"))))
+
+    def _rings(self, peer: str, callId: bytes, flags: int, offer: bytes) -> None:
+        """Our own request is confirmed, or somebody calls; if both at once (glare), that is one call."""
+        dialling = self._dialling
+        isOurs = dialling is not None and dialling[0] == peer
+        call = Call(self, callId, peer, flags, offer, isIncoming=not isOurs or bool(offer))
+        self._callOver(CallOutcome(False, EndCode.PEER_LOST, "another call took its place"))
+        self.currentCall = call
+        if isOurs and dialling is not None:
+            self._dialling = None
+            dialling[1].callback(call)
+        else:
+            self._listener.callReceived(call)
+
+    def _callOver(self, outcome: CallOutcome) -> None:
+        call, self.currentCall = self.currentCall, None
+        if call is not None:
+            call.over(outcome)
+
+    def _checkCall(self, connection: Connection) -> None:
+        """After a registration the call's frame follows at once; where none follows the call is over."""
+        call = self.currentCall
+        if call is None:
+            return
+        framesBefore = self._callFrames
+
+        def handled(_: None) -> None:
+            if self._callFrames == framesBefore and self.currentCall is call:
+                self._callOver(CallOutcome(False, EndCode.PEER_LOST, "it ended while there was no connection"))
+
+        connection.ask(MessageType.HEARTBEAT, b"").addCallbacks(handled, lambda _: None)
+
+    # -- files
+
+    def sendFile(self, to: str, path: Path, progress: Progress = _noProgress) -> Deferred[None]:
+        """
+        Send a file, over as many connections as that takes.
+
+        @param progress: called with the bytes that the receiver has taken, and the size.
+        @return: fires when the receiver has all of it and has checked its SHA-256; fails with L{TransferCancelled},
+            L{ServerError}, L{NotConnected} or C{OSError}.
+        """
+        return Deferred.fromCoroutine(OutgoingFile(self, to, path, progress).run())
+
+    def runInThread(self, f: Callable[..., T], *arguments: Any) -> Deferred[T]:
+        """For transfers: run what blocks elsewhere."""
+        return self._runInThread(f, *arguments)
+
+    def sleep(self, seconds: float) -> Deferred[None]:
+        """For transfers: fire after a while."""
+        return deferLater(self._reactor, seconds)
+
+    def askFile(self, peer: str, op: FileOp, transferId: bytes, rest: bytes) -> Deferred[None]:
+        """For transfers: send an op and learn whether the server took it."""
+        return self._ask(MessageType.FILE, peer, bytes((op,)) + transferId + rest)
+
+    def sendFileFrame(self, peer: str, op: FileOp, transferId: bytes, rest: bytes) -> None:
+        """For transfers: send an op, if there is a connection; if not, the transfer has been told so."""
+        if self._connection is not None:
+            self._connection.sendFrame(MessageType.FILE, peer.encode(), bytes((op,)) + transferId + rest)
+
+    def addOutgoing(self, file: OutgoingFile) -> None:
+        """For transfers: let C{file} have what comes for it."""
+        key = file.receiver, file.transferId
+        if key in self._outgoing:
+            raise ClientError("this file is being sent to that user already")
+        self._outgoing[key] = file
+
+    def removeOutgoing(self, file: OutgoingFile) -> None:
+        """For transfers: it is over."""
+        if self._outgoing.get((file.receiver, file.transferId)) is file:
+            del self._outgoing[file.receiver, file.transferId]
+
+    def keepIncoming(self, file: IncomingFile) -> bool:
+        """For transfers: whether a file may wait for its lost sender."""
+        return self._finalError is None and len(self._incoming) <= MAX_INCOMING
+
+    def removeIncoming(self, file: IncomingFile) -> None:
+        """For transfers: it is over."""
+        self._incoming.pop((file.sender, file.transferId), None)
+
+    def _fileFrame(self, peer: str, data: bytes) -> None:
+        op = data[0] if data else -1
+        transferId, rest = splitId(data[1:])
+        key = peer, transferId
+        incoming = self._incoming.get(key)
+        outgoing = self._outgoing.get(key)
+        if op == FileOp.OFFER:
+            offer = FileOffer.decode(rest)
+            if incoming is not None and incoming.isAccepted:
+                incoming.event(op, rest)
+            elif len(self._incoming) >= MAX_INCOMING:
+                self.sendFileFrame(peer, FileOp.CANCEL, transferId, bytes((CancelCode.DECLINED,)) + b"too many files")
+            else:
+                incoming = self._incoming[key] = IncomingFile(self, peer, transferId, offer)
+                self._listener.fileOffered(incoming)
+        elif op in (FileOp.ACCEPT, FileOp.RECEIVED, FileOp.CREDIT):
+            if outgoing is not None:
+                outgoing.event(op, rest)
+        elif incoming is not None and incoming.isAccepted:
+            incoming.event(op, rest)
+        elif incoming is not None and op == FileOp.CANCEL:
+            self._withdraw(incoming)
+        elif outgoing is not None and op == FileOp.CANCEL:
+            outgoing.event(op, rest)
+
+    def _withdraw(self, incoming: IncomingFile) -> None:
+        self.removeIncoming(incoming)
+        self._listener.fileWithdrawn(incoming)
+
+    # -- frames
+
+    def _ask(self, messageType: MessageType, to: str, data: bytes) -> Deferred[None]:
+        if self._connection is None:
+            return fail(self._finalError or NotConnected("there is no connection now"))
+        return self._connection.ask(messageType, to.encode(), data)
+
+    def _frameReceived(self, messageType: int, userId: bytes, data: bytes) -> None:
+        user = userId.decode("utf-8", "replace")
+        if messageType == MessageType.MEDIA_DATA:
+            call = self.currentCall
+            if call is not None and call.peer == user:
+                call.mediaReceived(data)
+        elif messageType == MessageType.TEXT:
+            self._listener.textReceived(user, data.decode("utf-8", "replace"))
+        elif messageType == MessageType.FILE:
+            self._fileFrame(user, data)
+        elif messageType == MessageType.PRESENCE:
+            self._presence(user, data)
+        elif messageType in _CALL_TYPES:
+            self._callFrames += 1
+            self._callFrame(messageType, user, data)
+        else:
+            raise WireError(ErrorCode.BAD_REQUEST, f"a frame of type {messageType}")
+
+
+_CALL_TYPES = {
+    MessageType.CALL_REQUEST,
+    MessageType.CALL_ACCEPT,
+    MessageType.CALL_REJECT,
+    MessageType.CALL_END,
+}
