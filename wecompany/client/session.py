@@ -160,19 +160,20 @@ class Client:
         self._service.startService()
 
         def failed(failure: Failure) -> Deferred[None]:
-            return self.stop().addCallback(lambda _: failure.raiseException())
+            # In a turn of its own: the service is in the middle of noting the failure.
+            stopped = self.sleep(0).addCallback(lambda _: self.stop())
+            return stopped.addCallback(lambda _: failure.raiseException())
 
         return connected.addCallbacks(lambda _: None, failed)
 
     def stop(self) -> Deferred[None]:
         """Disconnect and stay so; fires when that is done.  Transfers and calls that were under way fail."""
-        error = self._finalError or NotConnected("this client has stopped")
+        self._finalError = error = self._finalError or NotConnected("this client has stopped")
         stopped: Deferred[None] = succeed(None)
         if self._service.running:
             stopped = self._service.stopService() or stopped
 
         def finished(_: object) -> None:
-            self._finalError = error
             waiters, self._onlineWaiters = self._onlineWaiters, []
             for waiter in waiters:
                 waiter.errback(Failure(error))
@@ -242,7 +243,8 @@ class Client:
                     incoming.connectionLost()
                 else:
                     self._withdraw(incoming)
-            self._listener.disconnected(reason)
+            if final or self._finalError is None:
+                self._listener.disconnected(reason)
         if final and wasRegistered:
             self.stop().addErrback(self._logFailure)
             self._listener.stopped(reason)

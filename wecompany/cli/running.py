@@ -1,0 +1,157 @@
+"""What all commands share: the reactor's life, the server's address, and what is told to whoever typed the command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint, clientFromString
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.python.failure import Failure
+
+from wecompany.client import Client, ClientError, ClientListener, ServerError
+from wecompany.client.session import FINAL_ERRORS
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NO_CONNECTION = 3
+EXIT_INTERRUPTED = 130
+
+_MODULES = {
+    "chat": "wecompany.cli.chat",
+    "send": "wecompany.cli.messages",
+    "users": "wecompany.cli.messages",
+    "send-file": "wecompany.cli.transfer",
+    "receive-files": "wecompany.cli.transfer",
+    "call": "wecompany.cli.talk",
+    "answer": "wecompany.cli.talk",
+}
+
+Command = Callable[[Any, argparse.Namespace], Awaitable[int]]
+
+
+class Problem(Exception):
+    """Something that the person at the terminal has to put right first."""
+
+
+class NoConnection(Exception):
+    """The client could not register."""
+
+
+def printable(text: str) -> str:
+    """Return C{text} so that a terminal shows it and obeys nothing in it."""
+    # Zero-width joiners hold emoji together and do no harm.
+    return "".join(c if c.isprintable() or c in "\n\t\u200d" else f"\\x{ord(c):02x}" for c in text)
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal how it goes, on the standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
+    """
+    Return the endpoint that C{--server} names.
+
+    @param server: C{HOST}, C{HOST:PORT}, C{[IPV6]:PORT}, or a Twisted client endpoint string.
+    @raise Problem: if it is none of these.
+    """
+    if server.split(":")[0] in ("tcp", "tls", "ssl", "unix"):
+        try:
+            endpoint: IStreamClientEndpoint = clientFromString(reactor, server)
+        except (ValueError, TypeError) as e:
+            raise Problem(f"--server {server}: {e}") from None
+        return endpoint
+    host, colon, port = server.rpartition(":")
+    if not colon or server.endswith("]"):
+        host, port = server, "8888"
+    if not port.isdigit() or not 0 < int(port) < 65536 or not host:
+        raise Problem(f"--server {server}: this is not HOST:PORT")
+    return HostnameEndpoint(reactor, host.strip("[]"), int(port))
+
+
+async def startClient(reactor: Any, options: argparse.Namespace, listener: ClientListener | None = None) -> Client:
+    """
+    Return a client that is registered as C{--as} says.
+
+    @raise NoConnection: if it could not be.
+    """
+    client = Client(reactor, serverEndpoint(reactor, options.server), options.user, listener)
+    try:
+        await client.start()
+    except ServerError as e:
+        raise NoConnection(f"the server does not take {options.user}: {e.text}") from None
+    except ClientError as e:
+        raise NoConnection(str(e)) from None
+    except Problem:
+        raise
+    except Exception as e:  # noqa: BLE001 - endpoints fail with what their transport raises
+        why = str(e) or type(e).__name__
+        raise NoConnection(
+            f"cannot reach {options.server}: {why}\nIs the server running? twistd -n wecompany starts one here."
+        ) from None
+    return client
+
+
+def run(options: argparse.Namespace) -> int:
+    """
+    Run a command in the reactor.
+
+    @return: the exit code.
+    """
+    from twisted.internet import reactor as installed
+
+    reactor: Any = installed
+    command: Command = import_module(_MODULES[options.command]).commands[options.command]
+    serverEndpoint(reactor, options.server)  # so that a typing error ends this before anything begins
+    code = EXIT_INTERRUPTED
+    isOver = False
+
+    def over(result: int | Failure) -> None:
+        nonlocal code, isOver
+        isOver = True
+        if not isinstance(result, Failure):
+            code = result
+        elif result.check(NoConnection):
+            say(f"wecompany: {result.getErrorMessage()}")
+            code = EXIT_NO_CONNECTION
+        elif result.check(Problem):
+            say(f"wecompany: {result.getErrorMessage()}")
+            code = EXIT_USAGE
+        elif result.check(ClientError, OSError):
+            say(f"wecompany: {printable(result.getErrorMessage())}")
+            final = isinstance(result.value, ServerError) and result.value.code in FINAL_ERRORS
+            code = EXIT_NO_CONNECTION if final else EXIT_FAILED
+        elif not result.check(CancelledError):
+            result.printTraceback()
+            code = EXIT_FAILED
+
+    def begin() -> None:
+        running: Deferred[int] = Deferred.fromCoroutine(_guard(command, reactor, options))
+
+        def shutDown() -> Deferred[None] | None:
+            """Ctrl-C: let the command end what it has begun."""
+            if isOver:
+                return None
+            ended: Deferred[None] = Deferred()
+            running.addBoth(lambda _: ended.callback(None))
+            running.cancel()
+            return ended
+
+        running.addBoth(over)
+        running.addCallback(lambda _: reactor.running and not reactor._stopped and reactor.stop())
+        if not isOver:
+            reactor.addSystemEventTrigger("before", "shutdown", shutDown)
+
+    reactor.callWhenRunning(begin)
+    reactor.run()
+    return code
+
+
+async def _guard(command: Command, reactor: Any, options: argparse.Namespace) -> int:
+    return await command(reactor, options)

@@ -1,0 +1,106 @@
+"""
+A prompt at the bottom of the terminal, and messages above it.
+
+Lines are read in a thread of their own: that works with every reactor, on every system, and lets the readline module do
+history and completion.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+Complete = Callable[[str, str], list[str]]
+"""Called with the line so far and its last word; returns what that word may become."""
+
+
+def _readline() -> ModuleType | None:
+    try:
+        import readline
+    except ImportError:  # Windows
+        return None
+    return readline
+
+
+@contextlib.contextmanager
+def terminalRestored() -> Iterator[None]:
+    """Leave the terminal as it was, whatever a thread that still reads has done to it."""
+    try:
+        import termios
+
+        before = termios.tcgetattr(sys.stdin)
+    except (ImportError, OSError, ValueError):  # no such module on Windows; no terminal here
+        yield
+        return
+    except termios.error:
+        yield
+        return
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+class Terminal:
+    """
+    Reads lines and shows messages.
+
+    @ivar prompt: what stands before the line that is being typed.
+    """
+
+    def __init__(self, reactor: Any, lineReceived: Callable[[str], None], ended: Callable[[], None]) -> None:
+        """
+        @param lineReceived: called in the reactor with each line.
+        @param ended: called in the reactor when there are no more.
+        """
+        self._reactor = reactor
+        self._lineReceived = lineReceived
+        self._ended = ended
+        self._isTerminal = sys.stdin.isatty() and sys.stdout.isatty()
+        self._readline = _readline() if self._isTerminal else None
+        self._goOn = threading.Event()
+        self.prompt = "> "
+
+    def start(self, complete: Complete) -> None:
+        """Begin to read."""
+        if self._readline is not None:
+            readline = self._readline
+
+            def completer(word: str, state: int) -> str | None:
+                matches = complete(readline.get_line_buffer()[: readline.get_begidx()], word)
+                return matches[state] if state < len(matches) else None
+
+            readline.set_completer(completer)
+            readline.set_completer_delims(" ")
+            readline.parse_and_bind("tab: complete")
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def show(self, text: str) -> None:
+        """Show C{text} above the prompt, and leave what is being typed as it is."""
+        if not self._isTerminal:
+            print(text, flush=True)
+            return
+        typed = self._readline.get_line_buffer() if self._readline is not None else ""
+        sys.stdout.write(f"\r\x1b[K{text}\n{self.prompt}{typed}")
+        sys.stdout.flush()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                line = input(self.prompt if self._isTerminal else "")
+            except (EOFError, UnicodeDecodeError, ValueError):
+                self._reactor.callFromThread(self._ended)
+                return
+            self._goOn.clear()
+            self._reactor.callFromThread(self._take, line)
+            self._goOn.wait()  # so that the next prompt is the one that this line leads to
+
+    def _take(self, line: str) -> None:
+        try:
+            self._lineReceived(line)
+        finally:
+            self._goOn.set()

@@ -1,0 +1,91 @@
+"""``wecompany send-file`` and ``wecompany receive-files``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from wecompany.cli.progress import showProgress, size
+from wecompany.cli.running import EXIT_OK, Command, printable, say, startClient
+from wecompany.client import Client, ClientError, ClientListener, IncomingFile
+
+
+class _Announcer(ClientListener):
+    """Says when the connection comes and goes."""
+
+    def __init__(self) -> None:
+        self._wasLost = False
+
+    def connected(self) -> None:
+        if self._wasLost:
+            say("Connected again.")
+
+    def disconnected(self, reason: ClientError) -> None:
+        self._wasLost = True
+        say(f"{reason}; trying to get it back.")
+
+
+class _Receiver(_Announcer):
+    """Takes what is offered."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__()
+        self._options = options
+        self._left = options.count
+        self.finished: Deferred[None] = Deferred()
+
+    def fileOffered(self, file: IncomingFile) -> None:
+        if self._options.senders and file.sender not in self._options.senders:
+            file.decline("only some senders are wanted")
+            return
+        say(f"{printable(file.sender)} sends {printable(file.name)} ({size(file.size)})")
+        Deferred.fromCoroutine(self._take(file))
+
+    async def _take(self, file: IncomingFile) -> None:
+        progress = showProgress(file.name)
+        try:
+            path = await file.accept(self._options.into, progress)
+        except (ClientError, OSError) as e:
+            say(f"{printable(file.name)}: {printable(str(e))}")
+            return
+        finally:
+            progress.close()
+        print(printable(str(path)), flush=True)
+        self._left -= 1
+        if self._left == 0:
+            self.finished.callback(None)
+
+    def stopped(self, reason: ClientError) -> None:
+        if not self.finished.called:
+            self.finished.errback(Failure(reason))
+
+
+async def sendFile(reactor: Any, options: argparse.Namespace) -> int:
+    """Send one file."""
+    client = await startClient(reactor, options, _Announcer())
+    progress = showProgress(options.path.name)
+    try:
+        await client.sendFile(options.to, options.path, progress)
+    finally:
+        progress.close()
+        await client.stop()
+    say(f"{printable(options.to)} has received {printable(options.path.name)}, and its SHA-256 is right.")
+    return EXIT_OK
+
+
+async def receiveFiles(reactor: Any, options: argparse.Namespace) -> int:
+    """Take files until there were enough."""
+    listener = _Receiver(options)
+    client: Client = await startClient(reactor, options, listener)
+    say(f"Waiting for files as {printable(options.user)}; Ctrl-C ends it.")
+    try:
+        await listener.finished
+    finally:
+        await client.stop()
+    return EXIT_OK
+
+
+commands: dict[str, Command] = {"send-file": sendFile, "receive-files": receiveFiles}
