@@ -101,7 +101,7 @@ class Refuse:
 
 @frozen
 class Answered:
-    """The call is active: let media flow."""
+    """The call is active: let media flow, and tell the observers, who may act at once."""
 
 
 @frozen
@@ -121,7 +121,12 @@ class AwaitReturn:
     seconds: float
 
 
-Effect = Tell | Refuse | Answered | Over | AwaitReturn
+@frozen
+class Ignored:
+    """The input came too late to matter: count it."""
+
+
+Effect = Tell | Refuse | Answered | Over | AwaitReturn | Ignored
 
 
 @define(eq=False)
@@ -244,9 +249,10 @@ def _makeMachine() -> Callable[[Call], CallInputs]:
     @ringing.upon(I.calleeAccepts).to(active)
     def answered(_: CallInputs, call: Call, answer: bytes) -> None:
         call.answer = answer
-        call.effects += [Answered(), _acceptance(call, call.caller), _acceptance(call, call.callee)]
+        call.effects += [_acceptance(call, call.caller), _acceptance(call, call.callee)]
         # Whoever is away now has the longer grace of an active call.
         call.effects += [AwaitReturn(party, call.grace) for party in call.lostAt]
+        call.effects.append(Answered())
 
     @ringing.upon(I.callerAccepts).loop()
     def notYours(_: CallInputs, call: Call, answer: bytes) -> None:
@@ -335,15 +341,26 @@ def _makeMachine() -> Callable[[Call], CallInputs]:
         assert call.lastWord is not None
         call.effects.append(_ending(call, call.lastWord, party))
 
-    # -- what has no effect
+    # -- what comes too late
+
+    @active.upon(I.callerAccepts).loop()
+    def acceptIgnored(_: CallInputs, call: Call, answer: bytes) -> None:
+        call.effects.append(Ignored())
+
+    @ended.upon(I.callerRejects).loop()
+    @ended.upon(I.calleeRejects).loop()
+    def rejectIgnored(_: CallInputs, call: Call, code: int, text: bytes) -> None:
+        call.effects.append(Ignored())
+
+    @ended.upon(I.callerEnds).loop()
+    @ended.upon(I.calleeEnds).loop()
+    def endIgnored(_: CallInputs, call: Call, text: bytes) -> None:
+        call.effects.append(Ignored())
+
+    # -- what does not happen there
 
     ringing.upon(I.lastedTooLong).loop().returns(None)
-    active.upon(I.callerAccepts).loop().returns(None)
     active.upon(I.ringTimedOut).loop().returns(None)
-    ended.upon(I.callerRejects).loop().returns(None)
-    ended.upon(I.calleeRejects).loop().returns(None)
-    ended.upon(I.callerEnds).loop().returns(None)
-    ended.upon(I.calleeEnds).loop().returns(None)
     ended.upon(I.lost).loop().returns(None)
     ended.upon(I.graceOver).loop().returns(None)
     ended.upon(I.ringTimedOut).loop().returns(None)
@@ -396,6 +413,7 @@ class VideoCallServer:
         self._ended: OrderedDict[bytes, float] = OrderedDict()
         self._forgetting: IDelayedCall | None = None
         self._requests = RateLimit(clock, REQUESTS_PER_MINUTE / 60, REQUEST_BURST)
+        self._isStopping = False
         self.routes: dict[bytes, bytes] = {}
 
     # -- for applications
@@ -474,7 +492,11 @@ class VideoCallServer:
         if found is None or sender not in (found[0].caller, found[0].callee):
             self._router.count("media dropped: no call")
             return False
-        return self.relay(sender, found[0].peerOf(sender), mediaData)
+        try:
+            return self.relay(sender, found[0].peerOf(sender), mediaData)
+        except WireError:
+            self._router.count("media dropped: too long")
+            return False
 
     def getCallSession(self, callId: str) -> CallSession | None:
         """Return that call as it is now, also for 32 s after its end; C{None} if there is none."""
@@ -562,7 +584,8 @@ class VideoCallServer:
             self._perform(call)
 
     def stop(self) -> None:
-        """End all calls and forget them."""
+        """End all calls and forget them.  Whoever calls again while it learns of that is refused."""
+        self._isStopping = True
         for callId in set(self._callOf.values()):
             call, machine = self._calls[callId]
             machine.serverStops()
@@ -573,6 +596,7 @@ class VideoCallServer:
         self._ended.clear()
         self._untold.clear()
         self._calls.clear()
+        self._isStopping = False
 
     # -- requests
 
@@ -591,7 +615,7 @@ class VideoCallServer:
         refusal: RejectCode | None = None
         if caller == callee:
             refusal = RejectCode.TO_SELF
-        elif not self._requests.allow(caller):
+        elif self._isStopping or not self._requests.allow(caller):
             refusal = RejectCode.OVERLOADED
         elif caller in self._callOf or callee in self._callOf:
             refusal = RejectCode.BUSY
@@ -649,7 +673,9 @@ class VideoCallServer:
                     self._over(call, effect)
                 case AwaitReturn():
                     self._awaitReturn(call, effect)
-                case Refuse():
+                case Ignored():
+                    self._router.count("call frames ignored: too late")
+                case Refuse():  # pragma: no branch - there is no other
                     raise WireError(effect.code, effect.text)
 
     def _tell(self, call: Call, effect: Tell) -> bool:

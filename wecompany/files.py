@@ -54,13 +54,6 @@ REMEMBERED_FOR = 32.0
 MAX_REMEMBERED = 10_000
 """Ended transfers that are remembered at once."""
 
-_CANCEL_CODES_OF_CLIENTS = {
-    CancelCode.DECLINED,
-    CancelCode.CANCELLED,
-    CancelCode.HASH_MISMATCH,
-    CancelCode.NO_SPACE,
-}
-
 Key = tuple[bytes, bytes, bytes]
 """Sender, receiver, transfer ID."""
 
@@ -130,7 +123,7 @@ class FileTransfers:
         elif op == FileOp.RECEIVED:
             self._received(user, peer, transferId, rest, data)
         elif op == FileOp.CANCEL:
-            self._cancel(user, peer, transferId, rest)
+            self._cancel(user, peer, transferId, rest, data)
         else:
             raise WireError(ErrorCode.BAD_REQUEST, f"there is no file op {op}")
 
@@ -166,7 +159,6 @@ class FileTransfers:
             raise WireError(ErrorCode.OVERLOADED, f"you have {MAX_OFFERED} offers waiting: cancel one or wait")
         if self._offered[receiver, False] >= MAX_OFFERED:
             raise WireError(ErrorCode.OVERLOADED, f"that user has {MAX_OFFERED} offers waiting: try later")
-        self._ended.pop(key, None)
         transfer = Transfer(sender, receiver, transferId, offer.size, None)
         transfer.lapse = self._clock.callLater(OFFER_LAPSES_AFTER, self._lapsed, transfer)
         self._transfers[key] = transfer
@@ -217,7 +209,9 @@ class FileTransfers:
         transfer = self._findOrDrop(sender, receiver, transferId)
         if transfer is None:
             return
-        if offset > transfer.sent:
+        if transfer.lapse is not None and self._endedLately(transfer.key):
+            self._router.count("file frames dropped: transfer over")  # it is about the try before this offer
+        elif offset > transfer.sent:
             self._breakRule(transfer, "credit past what was sent")
         elif offset < transfer.credit or transfer.lapse is not None:
             raise WireError(ErrorCode.BAD_REQUEST, "credit only grows, from the offset that was accepted")
@@ -247,14 +241,12 @@ class FileTransfers:
             self._end(transfer)
             self._router.deliver(sender, MessageType.FILE, receiver, data)
 
-    def _cancel(self, user: bytes, peer: bytes, transferId: bytes, rest: bytes) -> None:
+    def _cancel(self, user: bytes, peer: bytes, transferId: bytes, rest: bytes, data: bytes) -> None:
         if not rest:
             raise WireError(ErrorCode.BAD_REQUEST, "a CANCEL has a code")
-        code, text = splitReason(rest)
+        splitReason(rest)
         transfer = self._transfers.get((user, peer, transferId)) or self._find(peer, user, transferId)
         self._end(transfer)
-        known = CancelCode(code) if code in _CANCEL_CODES_OF_CLIENTS else CancelCode.CANCELLED
-        data = bytes((FileOp.CANCEL,)) + transferId + bytes((known,)) + text
         self._router.deliver(peer, MessageType.FILE, user, data)
 
     # -- how a transfer ends
@@ -290,6 +282,7 @@ class FileTransfers:
         now = self._clock.seconds()
         while self._ended and (len(self._ended) >= MAX_REMEMBERED or next(iter(self._ended.values())) <= now):
             self._ended.popitem(last=False)
+        self._ended.pop(key, None)
         self._ended[key] = now + REMEMBERED_FOR
 
     # -- the table
@@ -309,10 +302,14 @@ class FileTransfers:
 
     def _findOrDrop(self, sender: bytes, receiver: bytes, transferId: bytes) -> Transfer | None:
         """Return the transfer, or nothing if it ended so lately that its other party cannot have known."""
-        if self._ended.get((sender, receiver, transferId), 0.0) > self._clock.seconds():
+        key = sender, receiver, transferId
+        if key not in self._transfers and self._endedLately(key):
             self._router.count("file frames dropped: transfer over")
             return None
         return self._find(sender, receiver, transferId)
+
+    def _endedLately(self, key: Key) -> bool:
+        return self._ended.get(key, 0.0) > self._clock.seconds()
 
 
 def _nothing(rest: bytes) -> None:

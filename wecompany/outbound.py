@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
@@ -15,6 +16,9 @@ MAX_WAITING = 4 * 1_048_576
 
 STALLED_AFTER = 60.0
 """Seconds after which a receiver that takes nothing while something waits is given up."""
+
+MERGE = 4_096
+"""Bytes up to which what waits is joined: each piece costs some fifty bytes that L{MAX_WAITING} leaves out."""
 
 BATCH = 65_536
 """Bytes that are handed to the transport at once."""
@@ -28,7 +32,17 @@ class Outbound:
     It is the transport's producer: while the transport has enough to send, what comes waits here.
     """
 
-    __slots__ = ("_clock", "_overflowed", "_paused", "_progressAt", "_size", "_tooMuch", "_transport", "_waiting")
+    __slots__ = (
+        "_clock",
+        "_mark",
+        "_overflowed",
+        "_paused",
+        "_progressAt",
+        "_size",
+        "_tooMuch",
+        "_transport",
+        "_waiting",
+    )
 
     def __init__(self, transport: IStreamTransport, clock: IReactorTime, tooMuch: Callable[[], None]) -> None:
         """
@@ -42,15 +56,19 @@ class Outbound:
         self._paused = False
         self._overflowed = False
         self._progressAt = 0.0
+        self._mark = (0, 0)
         transport.registerProducer(self, True)
 
     def send(self, frames: bytes) -> None:
         """Send whole frames, as soon as everything before them has been sent."""
         if not self._paused:
             self._transport.write(frames)
-        elif self._size + len(frames) <= MAX_WAITING:
-            self._waiting.append(frames)
+        elif not self._overflowed and self._size + len(frames) <= MAX_WAITING:
             self._size += len(frames)
+            if self._waiting and len(self._waiting[-1]) < MERGE:
+                self._waiting[-1] += frames
+            else:
+                self._waiting.append(frames)
         elif not self._overflowed:
             self._overflowed = True
             # Not now: whoever sends this is in the middle of something.
@@ -58,7 +76,17 @@ class Outbound:
 
     def isStalled(self, now: float) -> bool:
         """Return whether something has waited for L{STALLED_AFTER} and nothing was taken."""
-        return self._paused and now - self._progressAt >= STALLED_AFTER
+        if not self._paused:
+            return False
+        # The transport says when it has sent all that it had; how far it is with that, it says in these attributes.
+        transport: Any = self._transport
+        while hasattr(transport, "transport"):  # TLS and the like wrap one around another
+            transport = transport.transport
+        mark = len(getattr(transport, "dataBuffer", b"")), getattr(transport, "offset", 0)
+        if mark != self._mark:
+            self._mark = mark
+            self._progressAt = now
+        return now - self._progressAt >= STALLED_AFTER
 
     def finish(self, lastFrames: bytes) -> None:
         """Hand everything to the transport, C{lastFrames} at the end, and be its producer no more."""

@@ -127,23 +127,15 @@ class Presence:
             self._timer = self._clock.callLater(COALESCE, self._coalesced)
 
     def _tellChanges(self) -> None:
+        # No watcher hears of itself: it watches only while it is online, and what happened before is told before.
         changes, self._changed = self._changed, {}
         if not changes:
             return
         told = {userId: _encode(userId, isOnline) for userId, isOnline in changes.items()}
         if self._ofEveryone:
             everything = b"".join(told.values())
-            for connection in list(self._ofEveryone):
-                _send(connection, everything if connection.userId not in told else _others(told, connection.userId))
+            for connection in self._ofEveryone:
+                connection.send(everything)
         for userId, frame in told.items():
             for connection in self._ofUser.get(userId, set()) - self._ofEveryone:
-                _send(connection, frame if connection.userId != userId else b"")
-
-
-def _others(told: dict[bytes, bytes], but: bytes) -> bytes:
-    return b"".join(frame for userId, frame in told.items() if userId != but)
-
-
-def _send(connection: IConnection, frames: bytes) -> None:
-    if frames:
-        connection.send(frames)
+                connection.send(frame)

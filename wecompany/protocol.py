@@ -156,6 +156,8 @@ class WeCompanyProtocol(Protocol):
 
     def probe(self) -> None:
         """See L{IConnection.probe}."""
+        if self._heard:
+            self._heardAt = self._clock.seconds()
         self._heard = False
         self._probed = True
         self.send(encodeFrame(MessageType.HEARTBEAT, self.userId))
@@ -231,6 +233,8 @@ class WeCompanyProtocol(Protocol):
         except WireError as e:
             self._close(ErrorCode.MALFORMED, e.text, messageType, b"")
             return
+        self._firstType = messageType
+        self.userId = userId
         credential = data
         sessionId = None
         if messageType == MessageType.ACK:
@@ -242,8 +246,6 @@ class WeCompanyProtocol(Protocol):
         if len(credential) > MAX_REASON:
             self._close(ErrorCode.MALFORMED, f"a credential has at most {MAX_REASON} bytes", messageType, userId)
             return
-        self._firstType = messageType
-        self.userId = userId
         self.factory.register(self, userId, credential, sessionId)
 
     def _hold(self, data: bytes) -> None:

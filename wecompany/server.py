@@ -145,6 +145,7 @@ class WeCompanyFactory(Factory):
         self._broadcasts = RateLimit(reactor, BROADCASTS_PER_SECOND, BROADCASTS_PER_SECOND)
         self._observers: list[IServerObserver] = list(observers)
         self._connections: set[IConnection] = set()
+        self._refused: set[IConnection] = set()
         self._online: dict[bytes, IConnection] = {}
         self._newcomers: dict[bytes, tuple[IConnection, IDelayedCall]] = {}
         self._ports: list[IListeningPort] = []
@@ -201,21 +202,23 @@ class WeCompanyFactory(Factory):
         return waiting
 
     async def _stop(self) -> None:
-        ports, self._ports = self._ports, []
-        await gatherResults([maybeDeferred(port.stopListening) for port in ports])
-        self._presence.stop()
-        self._files.stop()
-        self.calls.stop()
-        for connection in list(self._connections):
-            connection.close(ErrorCode.SHUTTING_DOWN, "the server is going away")
-        if self._connections:
-            giveUp = self._reactor.callLater(STOP_WITHIN, self._abortAll)
-            self._emptied = Deferred()
-            await self._emptied
-            if giveUp.active():
-                giveUp.cancel()
-        self._report()
-        self._isStopping = False
+        try:
+            ports, self._ports = self._ports, []
+            await gatherResults([maybeDeferred(port.stopListening) for port in ports])
+            self._presence.stop()
+            self._files.stop()
+            self.calls.stop()
+            for connection in list(self._connections):
+                connection.close(ErrorCode.SHUTTING_DOWN, "the server is going away")
+            if self._connections:
+                giveUp = self._reactor.callLater(STOP_WITHIN, self._abortAll)
+                self._emptied = Deferred()
+                await self._emptied
+                if giveUp.active():
+                    giveUp.cancel()
+            self._report()
+        finally:
+            self._isStopping = False
 
     def sendMessage(self, userId: str, data: bytes | str, messageType: int = MessageType.TEXT) -> bool:
         """
@@ -287,7 +290,7 @@ class WeCompanyFactory(Factory):
 
     def connectionMade(self, connection: IConnection) -> None:
         """See L{IHub.connectionMade}."""
-        others = len(self._connections)
+        others = len(self._connections) - len(self._refused)
         self._connections.add(connection)
         if self._sweeping is None:
             self._reportAt = self._reactor.seconds() + REPORT_EVERY
@@ -295,7 +298,8 @@ class WeCompanyFactory(Factory):
         if self._isStopping:
             connection.close(ErrorCode.SHUTTING_DOWN, "the server is going away")
         elif self._maxConnections and others >= self._maxConnections:
-            if others < self._maxConnections + MAX_REFUSED:
+            if len(self._refused) < MAX_REFUSED:
+                self._refused.add(connection)
                 connection.close(ErrorCode.OVERLOADED, f"the server takes {self._maxConnections} connections")
             else:
                 self.count("connections dropped: too many")
@@ -305,6 +309,7 @@ class WeCompanyFactory(Factory):
         """See L{IHub.connectionLost}."""
         self.unregister(connection)
         self._connections.discard(connection)
+        self._refused.discard(connection)
         self._isEmpty()
 
     def register(self, connection: IConnection, userId: bytes, credential: bytes, sessionId: bytes | None) -> None:
@@ -327,7 +332,8 @@ class WeCompanyFactory(Factory):
 
     def heardFrom(self, connection: IConnection) -> None:
         """See L{IHub.heardFrom}."""
-        self._refuseNewcomer(connection.userId)
+        if self._online.get(connection.userId) is connection:
+            self._refuseNewcomer(connection.userId)
 
     def unregister(self, connection: IConnection) -> None:
         """See L{IHub.unregister}."""

@@ -212,8 +212,8 @@ class Talk(ClientListener):
         try:
             outcome = await call.whenEnded()
         finally:
+            self._ear.finish()  # first: to cancel who waits for that would cancel that
             hangingUp.cancel()
-            self._ear.finish()
             if self._recording is not None:
                 await self._recording
         say(f"The call is over: {printable(str(outcome))}.")

@@ -7,7 +7,9 @@ history and completion.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +45,17 @@ def terminalRestored() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _pipedLines(descriptor: int) -> Iterator[str]:
+    """Yield the lines of a pipe, past C{sys.stdin}: Python aborts if it ends while a thread waits in there."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    rest = ""
+    while data := os.read(descriptor, 65_536):
+        *lines, rest = (rest + decoder.decode(data)).split("\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 class Terminal:
@@ -89,15 +102,18 @@ class Terminal:
         sys.stdout.flush()
 
     def _read(self) -> None:
-        while True:
-            try:
-                line = input(self.prompt if self._isTerminal else "")
-            except (EOFError, UnicodeDecodeError, ValueError):
-                self._reactor.callFromThread(self._ended)
-                return
+        for line in self._typedLines() if self._isTerminal else _pipedLines(sys.stdin.fileno()):
             self._goOn.clear()
             self._reactor.callFromThread(self._take, line)
             self._goOn.wait()  # so that the next prompt is the one that this line leads to
+        self._reactor.callFromThread(self._ended)
+
+    def _typedLines(self) -> Iterator[str]:
+        while True:
+            try:
+                yield input(self.prompt)
+            except (EOFError, UnicodeDecodeError):
+                return
 
     def _take(self, line: str) -> None:
         try:
