@@ -154,6 +154,8 @@ class Proxy:
                     if source is near:
                         self._passed += len(data)
                     (far if source is near else near).sendall(data)
+
+
 INTERRUPT = signal.SIGINT
 TERMINATE = signal.SIGTERM
 KILL = signal.SIGKILL

@@ -53,6 +53,9 @@ IDLE_TIMEOUT = 90
 PROBE_TIMEOUT = 5.0
 """Seconds that an old connection has for a sign of life when somebody else wants its user ID."""
 
+BACKLOG = 1_024
+"""Connections that the kernel holds until they are taken: all staff may come back at once when a network returns."""
+
 STOP_WITHIN = 4.0
 """Seconds that clients have to read the last words of a server that stops."""
 
@@ -184,7 +187,7 @@ class WeCompanyFactory(Factory):
             self._ports.append(listeningPort)
             return listeningPort
 
-        endpoint = TCP4ServerEndpoint(cast("IReactorTCP", self._reactor), port, interface=interface)
+        endpoint = TCP4ServerEndpoint(cast("IReactorTCP", self._reactor), port, backlog=BACKLOG, interface=interface)
         listened: Deferred[IListeningPort] = endpoint.listen(self)
         return listened.addCallback(listening)
 

@@ -22,7 +22,7 @@ from twisted.python.usage import UsageError
 
 from wecompany._version import version
 from wecompany.calls import CALL_GRACE, MAX_CALL, RING_TIMEOUT
-from wecompany.server import IDLE_TIMEOUT, MAX_REFUSED, WeCompanyFactory
+from wecompany.server import BACKLOG, IDLE_TIMEOUT, MAX_REFUSED, WeCompanyFactory
 
 DEFAULT_PORT = 8888
 
@@ -69,7 +69,7 @@ class Options(_Options):
     longdesc = (
         "WeCompany Server passes messages, files and audio/video calls between the people of one company. "
         "All times are in seconds. Endpoints for --listen: ssl:8889:privateKey=key.pem:certKey=cert.pem, "
-        "unix:/run/wecompany.sock, systemd:domain=INET:index=0, haproxy:tcp\\:8888."
+        "unix:/run/wecompany.sock, systemd:domain=INET:index=0, haproxy:tcp:8888."
     )
 
     optParameters = [
@@ -221,7 +221,7 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
     endpoints: list[tuple[str, IStreamServerEndpoint]] = []
     if options["port"] is not None:
         interface = options["interface"] or ""
-        tcp = TCP4ServerEndpoint(cast(IReactorTCP, reactor), options["port"], interface=interface)
+        tcp = TCP4ServerEndpoint(cast(IReactorTCP, reactor), options["port"], BACKLOG, interface)
         endpoints.append((f"port {options['port']}{' of ' + interface if interface else ''}", tcp))
     for description in options["listen"]:
         try:
