@@ -6,6 +6,7 @@ import tracemalloc
 from typing import Any
 
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionAborted
 from twisted.internet.testing import MemoryReactorClock
 from twisted.python.failure import Failure
@@ -232,6 +233,9 @@ class Socket(FileDescriptor):
         self.clock = reactor
         self.taken = b""
         self.room = 0
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "192.0.2.1", 40000)
 
     def writeSomeData(self, data: Any) -> int:
         part = bytes(data[: self.room])

@@ -77,6 +77,9 @@ class IConnection(Interface):
     userId = Attribute("bytes: who registered here; empty before that.")
     tag = Attribute("bytes: the user ID as every relayed frame of this user has it.")
 
+    def peerName() -> str:
+        """Return where the client is, for the log: an address, or whatever names its transport's other end."""
+
     def send(frames: bytes) -> None:
         """Put whole frames behind what waits for this client."""
 

@@ -24,6 +24,7 @@ import hmac
 from enum import Enum
 from hashlib import sha256
 
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -123,6 +124,13 @@ class WeCompanyProtocol(Protocol):
         self.factory.connectionLost(self)
 
     # -- IConnection
+
+    def peerName(self) -> str:
+        """See L{IConnection.peerName}."""
+        address = self.transport.getPeer()
+        if isinstance(address, IPv4Address | IPv6Address):
+            return f"{address.host}:{address.port}"
+        return str(address)
 
     def send(self, frames: bytes) -> None:
         """See L{IConnection.send}."""
@@ -271,7 +279,11 @@ class WeCompanyProtocol(Protocol):
             lastWord = encodeFrame(MessageType.ERROR, userId, encodeError(code, messageType, text))
         level = self._log.info if self._phase is _Phase.REGISTERED else self._log.debug
         level(
-            "Closing {user!r}: {code}: {text}", user=self.userId.decode("utf-8", "replace"), code=code.name, text=text
+            "Closing {user!r} from {peer}: {code}: {text}",
+            user=self.userId.decode(),
+            peer=self.peerName(),
+            code=code.name,
+            text=text,
         )
         self.factory.count(f"connections closed: {code.name}")
         self._phase = _Phase.CLOSED

@@ -363,7 +363,7 @@ class WeCompanyFactory(Factory):
     def _admit(self, connection: IConnection, userId: bytes) -> None:
         self._online[userId] = connection
         connection.registered(userId, secrets.token_bytes(ID_SIZE))
-        self._log.info("{user!r} is online", user=userId.decode())
+        self._log.info("{user!r} is online from {peer}", user=userId.decode(), peer=connection.peerName())
         self.calls.userRegistered(userId)
 
     def _takeOver(self, old: IConnection, newcomer: IConnection) -> None:
