@@ -24,6 +24,34 @@ BATCH = 65_536
 """Bytes that are handed to the transport at once."""
 
 
+class Turn:
+    """
+    The time in which one chunk of somebody's frames is handled.
+
+    What is sent meanwhile is kept for its end, so that each receiver gets all of it in one write.
+
+    @ivar isOpen: whether such a time is now.
+    """
+
+    __slots__ = ("_receivers", "isOpen")
+
+    def __init__(self) -> None:
+        self.isOpen = False
+        self._receivers: list[Outbound] = []
+
+    def add(self, receiver: Outbound) -> None:
+        """Remember that something is kept for C{receiver}."""
+        self._receivers.append(receiver)
+
+    def close(self) -> None:
+        """Let all that was kept go."""
+        self.isOpen = False
+        receivers = self._receivers
+        self._receivers = []
+        for receiver in receivers:
+            receiver.flush()
+
+
 @implementer(IPushProducer)
 class Outbound:
     """
@@ -33,6 +61,7 @@ class Outbound:
     """
 
     __slots__ = (
+        "_batch",
         "_clock",
         "_mark",
         "_overflowed",
@@ -41,16 +70,22 @@ class Outbound:
         "_size",
         "_tooMuch",
         "_transport",
+        "_turn",
         "_waiting",
     )
 
-    def __init__(self, transport: IStreamTransport, clock: IReactorTime, tooMuch: Callable[[], None]) -> None:
+    def __init__(
+        self, transport: IStreamTransport, clock: IReactorTime, turn: Turn, tooMuch: Callable[[], None]
+    ) -> None:
         """
+        @param turn: shared by all receivers of a server.
         @param tooMuch: called once, from the reactor and not from within L{send}, when more than L{MAX_WAITING} waits.
         """
         self._transport = transport
         self._clock = clock
+        self._turn = turn
         self._tooMuch = tooMuch
+        self._batch: list[bytes] = []
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._paused = False
@@ -62,7 +97,12 @@ class Outbound:
     def send(self, frames: bytes) -> None:
         """Send whole frames, as soon as everything before them has been sent."""
         if not self._paused:
-            self._transport.write(frames)
+            if not self._turn.isOpen:
+                self._transport.write(frames)
+                return
+            if not self._batch:
+                self._turn.add(self)
+            self._batch.append(frames)
         elif not self._overflowed and self._size + len(frames) <= MAX_WAITING:
             self._size += len(frames)
             if self._waiting and len(self._waiting[-1]) < MERGE:
@@ -73,6 +113,14 @@ class Outbound:
             self._overflowed = True
             # Not now: whoever sends this is in the middle of something.
             self._clock.callLater(0, self._tooMuch)
+
+    def flush(self) -> None:
+        """Write what was kept for the end of a turn."""
+        batch = self._batch
+        if batch:
+            data = batch[0] if len(batch) == 1 else b"".join(batch)
+            batch.clear()
+            self._transport.write(data)
 
     def isStalled(self, now: float) -> bool:
         """Return whether something has waited for L{STALLED_AFTER} and nothing was taken."""
@@ -92,11 +140,12 @@ class Outbound:
         """Hand everything to the transport, C{lastFrames} at the end, and be its producer no more."""
         self._transport.unregisterProducer()
         self._paused = False
-        self._transport.write(b"".join(self._waiting) + lastFrames)
+        self._transport.write(b"".join((*self._waiting, *self._batch, lastFrames)))
         self.clear()
 
     def clear(self) -> None:
         """Drop what waits."""
+        self._batch.clear()
         self._waiting.clear()
         self._size = 0
 

@@ -32,7 +32,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from wecompany.interfaces import IConnection, IHub, IStreamTransport
-from wecompany.outbound import Outbound
+from wecompany.outbound import Outbound, Turn
 from wecompany.wire import (
     ID_SIZE,
     MAX_FIRST_PAYLOAD,
@@ -78,8 +78,9 @@ class WeCompanyProtocol(Protocol):
 
     _log = Logger()
 
-    def __init__(self, hub: IHub, clock: IReactorTime) -> None:
+    def __init__(self, hub: IHub, clock: IReactorTime, turn: Turn) -> None:
         self.factory = hub
+        self._turn = turn
         self._clock = clock
         self.userId = b""
         self.tag = b""
@@ -100,7 +101,7 @@ class WeCompanyProtocol(Protocol):
         setNoDelay = getattr(self.transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
             setNoDelay(True)
-        self._outbound = Outbound(self.transport, self._clock, self._tooMuchWaits)
+        self._outbound = Outbound(self.transport, self._clock, self._turn, self._tooMuchWaits)
         self.factory.connectionMade(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -109,12 +110,17 @@ class WeCompanyProtocol(Protocol):
             self._isHeard()
         if self._unparsed:
             data = self._unparsed + data
-        if self._phase is _Phase.REGISTERED:
-            self._takeFrames(data)
-        elif self._phase is _Phase.NEW:
-            self._takeFirstFrame(data)
-        elif self._phase is _Phase.REGISTERING:
-            self._hold(data)
+        turn = self._turn
+        turn.isOpen = True
+        try:
+            if self._phase is _Phase.REGISTERED:
+                self._takeFrames(data)
+            elif self._phase is _Phase.NEW:
+                self._takeFirstFrame(data)
+            elif self._phase is _Phase.REGISTERING:
+                self._hold(data)
+        finally:
+            turn.close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
@@ -32,6 +32,8 @@ from wecompany.interfaces import (
     IServerObserver,
 )
 from wecompany.limits import RateLimit
+from wecompany.outbound import Turn
+from wecompany.poller import fastest
 from wecompany.presence import Presence
 from wecompany.protocol import WeCompanyProtocol
 from wecompany.wire import (
@@ -43,9 +45,6 @@ from wecompany.wire import (
     encodeFrame,
     encodeTagged,
 )
-
-if TYPE_CHECKING:
-    from twisted.internet.interfaces import IReactorTCP
 
 IDLE_TIMEOUT = 90
 """Seconds after which a client that has sent nothing is closed: three heartbeats of theirs."""
@@ -154,6 +153,7 @@ class WeCompanyFactory(Factory):
         self._ports: list[IListeningPort] = []
         self._sweeping: IDelayedCall | None = None
         self._reportAt = 0.0
+        self._turn = Turn()
         self._isStopping = False
         self._stopped: Deferred[None]
         self._emptied: Deferred[None] | None = None
@@ -175,11 +175,12 @@ class WeCompanyFactory(Factory):
 
     # -- for applications
 
-    def startServer(self, port: int = 8888, interface: str = "") -> Deferred[IListeningPort]:
+    def startServer(self, port: int = 8888, interface: str = "", plain: bool = False) -> Deferred[IListeningPort]:
         """
         Listen on a TCP port.
 
         @param interface: the address to listen on; empty for all IPv4 ones, C{"::"} for all.
+        @param plain: whether to leave the sockets to the reactor even where L{wecompany.poller} would be faster.
         @return: fires with the port, or fails with C{CannotListenError}.
         """
 
@@ -187,7 +188,8 @@ class WeCompanyFactory(Factory):
             self._ports.append(listeningPort)
             return listeningPort
 
-        endpoint = TCP4ServerEndpoint(cast("IReactorTCP", self._reactor), port, backlog=BACKLOG, interface=interface)
+        reactor = self._reactor if plain else fastest(self._reactor)
+        endpoint = TCP4ServerEndpoint(reactor, port, backlog=BACKLOG, interface=interface)
         listened: Deferred[IListeningPort] = endpoint.listen(self)
         return listened.addCallback(listening)
 
@@ -261,7 +263,7 @@ class WeCompanyFactory(Factory):
 
     def buildProtocol(self, addr: IAddress | None) -> WeCompanyProtocol:  # type: ignore[override]
         """Return the protocol of one new connection."""
-        return WeCompanyProtocol(self, self._reactor)
+        return WeCompanyProtocol(self, self._reactor, self._turn)
 
     # -- IRouter: for calls, files and presence
 

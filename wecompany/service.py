@@ -14,7 +14,7 @@ from typing import cast
 from twisted.application.service import MultiService, Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IListeningPort, IReactorTCP, IReactorTime, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IReactorTime, IStreamServerEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.usage import Options as _Options
@@ -22,6 +22,7 @@ from twisted.python.usage import UsageError
 
 from wecompany._version import version
 from wecompany.calls import CALL_GRACE, MAX_CALL, RING_TIMEOUT
+from wecompany.poller import fastest
 from wecompany.server import BACKLOG, IDLE_TIMEOUT, MAX_REFUSED, WeCompanyFactory
 
 DEFAULT_PORT = 8888
@@ -96,6 +97,7 @@ class Options(_Options):
 
     optFlags = [
         ["broadcast", None, "Let clients send a text to everyone at once."],
+        ["plain", None, "Leave the sockets to the reactor, even where a faster way is known (Linux)."],
     ]
 
     def __init__(self) -> None:
@@ -218,14 +220,15 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
         from twisted.internet import reactor as installed
 
         reactor = cast(IReactorTime, installed)
+    listener = reactor if options["plain"] else fastest(reactor)
     endpoints: list[tuple[str, IStreamServerEndpoint]] = []
     if options["port"] is not None:
         interface = options["interface"] or ""
-        tcp = TCP4ServerEndpoint(cast(IReactorTCP, reactor), options["port"], BACKLOG, interface)
+        tcp = TCP4ServerEndpoint(listener, options["port"], BACKLOG, interface)
         endpoints.append((f"port {options['port']}{' of ' + interface if interface else ''}", tcp))
     for description in options["listen"]:
         try:
-            endpoints.append((description, serverFromString(reactor, description)))
+            endpoints.append((description, serverFromString(listener, description)))
         except Exception as e:  # noqa: BLE001 - endpoint plugins raise what they like, OpenSSL's errors among it
             raise CannotStart(f"twistd wecompany: --listen {description}: {e or type(e).__name__}") from None
     openFiles = _raiseOpenFiles()
