@@ -141,7 +141,7 @@ class EndToEnd(SynchronousTestCase):
         bob.waitFor("Waiting for a call")
         alice = self.command("call", "alice", "bob", "--play", sample)
         alice.waitFor("In a call with bob")
-        bob.waitFor("In a call with alice")
+        bob.waitFor("Media comes")
         alice.signal(KILL)
         killed = monotonic()
         bob.waitFor("peer lost")

@@ -656,7 +656,7 @@ class RecorderTests(FileCase):
             ("heard", self.mono, "an .ogg, .webm or .mkv"),
             ("seen.ogg", self.film, "with video is a .webm"),
             ("seen.webm", StreamDescription(), "neither sound nor picture"),
-            ("no/heard.ogg", self.mono, "No such file"),
+            ("no/heard.ogg", self.mono, "no such folder"),
             ("folder.ogg", self.mono, "Is a directory"),
         ):
             with self.subTest(name=name):

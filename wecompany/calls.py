@@ -382,7 +382,7 @@ class VideoCallServer:
 
     The methods that an application calls obey the same rules as the frames of a client.
 
-    @ivar routes: for each user in an active call, the other party.  Media follows it.
+    @ivar routes: for each user in an active call, the other party.  The hub sends media along them.
     """
 
     def __init__(
@@ -413,7 +413,7 @@ class VideoCallServer:
         self._ended: OrderedDict[bytes, float] = OrderedDict()
         self._forgetting: IDelayedCall | None = None
         self._requests = RateLimit(clock, REQUESTS_PER_MINUTE / 60, REQUEST_BURST)
-        self._isStopping = False
+        self._isStopped = False
         self.routes: dict[bytes, bytes] = {}
 
     # -- for applications
@@ -490,13 +490,17 @@ class VideoCallServer:
         found = self._find(callId)
         sender = fromUser.encode()
         if found is None or sender not in (found[0].caller, found[0].callee):
-            self._router.count("media dropped: no call")
+            self._router.count("media dropped: no call, or the party is away")
             return False
+        peer = found[0].peerOf(sender)
         try:
-            return self.relay(sender, found[0].peerOf(sender), mediaData)
+            isSent = sender in self.routes and self._router.deliver(peer, MessageType.MEDIA_DATA, sender, mediaData)
         except WireError:
             self._router.count("media dropped: too long")
             return False
+        if not isSent:
+            self._router.count("media dropped: no call, or the party is away")
+        return isSent
 
     def getCallSession(self, callId: str) -> CallSession | None:
         """Return that call as it is now, also for 32 s after its end; C{None} if there is none."""
@@ -550,21 +554,6 @@ class VideoCallServer:
             (machine.callerEnds if byCaller else machine.calleeEnds)(text)
         self._perform(call)
 
-    def relay(self, sender: bytes, peer: bytes, media: bytes) -> bool:
-        """
-        Pass media on to the other party of C{sender}'s active call.
-
-        @return: whether it was; if not, it is dropped and counted.
-        @raise WireError: badRequest, if it is too long to be passed on.
-        """
-        if self.routes.get(sender) != peer:
-            self._router.count("media dropped: no call")
-            return False
-        if not self._router.deliver(peer, MessageType.MEDIA_DATA, sender, media):
-            self._router.count("media dropped: party away")
-            return False
-        return True
-
     def userLost(self, userId: bytes) -> None:
         """C{userId} has no connection any more: its call waits for it for a while."""
         found = self._current(userId)
@@ -584,8 +573,8 @@ class VideoCallServer:
             self._perform(call)
 
     def stop(self) -> None:
-        """End all calls and forget them.  Whoever calls again while it learns of that is refused."""
-        self._isStopping = True
+        """End all calls and forget them; none rings until L{start}."""
+        self._isStopped = True
         for callId in set(self._callOf.values()):
             call, machine = self._calls[callId]
             machine.serverStops()
@@ -596,7 +585,10 @@ class VideoCallServer:
         self._ended.clear()
         self._untold.clear()
         self._calls.clear()
-        self._isStopping = False
+
+    def start(self) -> None:
+        """Let calls ring again after L{stop}."""
+        self._isStopped = False
 
     # -- requests
 
@@ -615,7 +607,7 @@ class VideoCallServer:
         refusal: RejectCode | None = None
         if caller == callee:
             refusal = RejectCode.TO_SELF
-        elif self._isStopping or not self._requests.allow(caller):
+        elif self._isStopped or not self._requests.allow(caller):
             refusal = RejectCode.OVERLOADED
         elif caller in self._callOf or callee in self._callOf:
             refusal = RejectCode.BUSY

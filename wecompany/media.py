@@ -585,6 +585,22 @@ def _opusDuration(packet: bytes) -> int:
     return min(frame * count, 120_000)
 
 
+def checkRecording(path: Path) -> str:
+    """
+    Return the format of a recording with that name.
+
+    @raise MediaError: if there is none.
+    @raise MediaUnavailable: if PyAV is not installed.
+    """
+    _requireAv()
+    form = _FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise MediaError(f"{path}: a recording is an .ogg, .webm or .mkv file")
+    if not path.parent.is_dir():
+        raise MediaError(f"{path}: there is no such folder")
+    return form
+
+
 class _Track:
     """What a recording knows of one of its streams."""
 
@@ -621,13 +637,11 @@ class Recorder:
         """
         self.written = 0
         self.dropped = 0
-        self._av = _requireAv()
         self._path = Path(path)
+        form = checkRecording(self._path)
+        self._av = _requireAv()
         self._origin: int | None = None
         self._tracks: dict[str, _Track] = {}
-        form = _FORMATS.get(self._path.suffix.lower())
-        if form is None:
-            raise MediaError(f"{path}: a recording is an .ogg, .webm or .mkv file")
         if form == "ogg" and description.video is not None:
             raise MediaError(f"{path}: a recording with video is a .webm or .mkv file")
         if description == StreamDescription():

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from wecompany.interfaces import IStreamTransport
@@ -35,6 +36,8 @@ class Turn:
 
     __slots__ = ("_receivers", "isOpen")
 
+    _log = Logger()
+
     def __init__(self) -> None:
         self.isOpen = False
         self._receivers: list[Outbound] = []
@@ -49,7 +52,10 @@ class Turn:
         receivers = self._receivers
         self._receivers = []
         for receiver in receivers:
-            receiver.flush()
+            try:
+                receiver.flush()
+            except Exception:  # noqa: BLE001 - what is wrong with one transport is kept from the others
+                self._log.failure("A receiver could not be written to")
 
 
 @implementer(IPushProducer)
@@ -68,6 +74,7 @@ class Outbound:
         "_paused",
         "_progressAt",
         "_size",
+        "_socket",
         "_tooMuch",
         "_transport",
         "_turn",
@@ -86,11 +93,14 @@ class Outbound:
         self._turn = turn
         self._tooMuch = tooMuch
         self._batch: list[bytes] = []
+        self._socket: Any = transport
+        while hasattr(self._socket, "transport"):  # TLS and the like wrap one around another
+            self._socket = self._socket.transport
         self._waiting: deque[bytes] = deque()
         self._size = 0
         self._paused = False
         self._overflowed = False
-        self._progressAt = 0.0
+        self._progressAt = clock.seconds()
         self._mark = (0, 0)
         transport.registerProducer(self, True)
 
@@ -124,14 +134,11 @@ class Outbound:
 
     def isStalled(self, now: float) -> bool:
         """Return whether something has waited for L{STALLED_AFTER} and nothing was taken."""
-        if not self._paused:
-            return False
-        # The transport says when it has sent all that it had; how far it is with that, it says in these attributes.
-        transport: Any = self._transport
-        while hasattr(transport, "transport"):  # TLS and the like wrap one around another
-            transport = transport.transport
+        # How far the transport is with what it has, Twisted's tell in these attributes.
+        transport = self._socket
         mark = len(getattr(transport, "dataBuffer", b"")), getattr(transport, "offset", 0)
-        if mark != self._mark:
+        isWaiting = self._paused or mark[0] > mark[1] or getattr(transport, "_tempDataLen", 0) > 0
+        if not isWaiting or mark != self._mark:
             self._mark = mark
             self._progressAt = now
         return now - self._progressAt >= STALLED_AFTER

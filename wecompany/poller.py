@@ -24,7 +24,6 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IHalfCloseableDescriptor, IListeningPort, IReactorFDSet, IReadDescriptor
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.logger import Logger
-from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -113,6 +112,8 @@ class Poller:
         self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = ""
     ) -> IListeningPort:
         """See L{IReactorSSL.listenSSL<twisted.internet.interfaces.IReactorSSL.listenSSL>}."""
+        from twisted.protocols.tls import TLSMemoryBIOFactory  # needs pyOpenSSL, which is an extra
+
         return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
 
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> IListeningPort:
@@ -220,35 +221,34 @@ class Poller:
         for fd, event, selectable in ready:
             if fd not in selectables or selectables[fd] is not selectable:
                 continue  # closed by one of those before it, and perhaps its number is another's now
+            isRead = bool(event & _READ)
             try:
-                if event == _READ:  # nearly always
-                    why = selectable.doRead()
-                    if why is not None:
-                        self._disconnect(selectable, why, True)
-                else:
-                    self._serve(fd, event, selectable)
+                why = selectable.doRead() if isRead else None
+                if event != _READ and why is None:  # hardly ever
+                    isRead, why = self._serve(fd, event, selectable)
             except Exception as e:  # noqa: BLE001 - one connection's fault is logged and ends that connection
                 self._log.failure("A connection failed")
-                self._disconnect(selectable, e, False)
+                isRead, why = False, e
+            if why is not None:
+                self._disconnect(selectable, why, isRead)
 
-    def _serve(self, fd: int, event: int, selectable: Any) -> None:
-        isRead = bool(event & _READ)
-        why: BaseException | None = None
-        if isRead:
-            why = selectable.doRead()
-        elif event & _GONE:
-            isRead = bool(self._masks[fd] & _READ)
-            why = ConnectionDone() if isRead else ConnectionLost()
-        if why is None and event & _WRITE and selectable.fileno() != -1:
-            isRead = False
-            why = selectable.doWrite()
-        if why is not None:
-            self._disconnect(selectable, why, isRead)
+    def _serve(self, fd: int, event: int, selectable: Any) -> tuple[bool, BaseException | None]:
+        """Do what there is to do besides reading; return whether the reading half is meant, and what is wrong."""
+        if event & _GONE and not event & _READ:
+            if self._masks[fd] & _READ:
+                return True, ConnectionDone()
+            return False, ConnectionLost()
+        if event & _WRITE and selectable.fileno() != -1:
+            return False, selectable.doWrite()
+        return False, None
 
     def _disconnect(self, selectable: Any, why: BaseException, isRead: bool) -> None:
         self.removeReader(selectable)
-        if isRead and isinstance(why, ConnectionDone) and IHalfCloseableDescriptor.providedBy(selectable):
-            selectable.readConnectionLost(Failure(why))
-        else:
-            self.removeWriter(selectable)
-            selectable.connectionLost(Failure(why))
+        try:
+            if isRead and isinstance(why, ConnectionDone) and IHalfCloseableDescriptor.providedBy(selectable):
+                selectable.readConnectionLost(Failure(why))
+            else:
+                self.removeWriter(selectable)
+                selectable.connectionLost(Failure(why))
+        except Exception:  # noqa: BLE001 - raised out of doRead it would end the poller, and so every connection
+            self._log.failure("A connection could not be ended properly")

@@ -24,7 +24,7 @@ import hmac
 from enum import Enum
 from hashlib import sha256
 
-from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
@@ -136,7 +136,7 @@ class WeCompanyProtocol(Protocol):
         address = self.transport.getPeer()
         if isinstance(address, IPv4Address | IPv6Address):
             return f"{address.host}:{address.port}"
-        return str(address)
+        return "a UNIX socket" if isinstance(address, UNIXAddress) else str(address)
 
     def send(self, frames: bytes) -> None:
         """See L{IConnection.send}."""

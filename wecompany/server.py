@@ -201,7 +201,8 @@ class WeCompanyFactory(Factory):
         """
         if not self._isStopping:
             self._isStopping = True
-            self._stopped = Deferred.fromCoroutine(self._stop())
+            self._stopped = Deferred()
+            Deferred.fromCoroutine(self._stop()).addBoth(self._stopped.callback)
         waiting: Deferred[None] = Deferred()
         self._stopped.addBoth(waiting.callback)
         return waiting
@@ -224,6 +225,7 @@ class WeCompanyFactory(Factory):
             self._report()
         finally:
             self._isStopping = False
+            self.calls.start()
 
     def sendMessage(self, userId: str, data: bytes | str, messageType: int = MessageType.TEXT) -> bool:
         """
@@ -430,7 +432,12 @@ class WeCompanyFactory(Factory):
         self.calls.frameReceived(connection.userId, messageType, userId, data)
 
     def _media(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
-        if not self.calls.relay(connection.userId, userId, data) and userId:
+        receiver = self._online.get(userId)
+        if receiver is not None and self.calls.routes.get(connection.userId) == userId:
+            receiver.send(encodeTagged(messageType, connection.tag, data))
+            return
+        self.count("media dropped: no call, or the party is away")
+        if userId:
             checkUserId(userId)
 
     def _heartbeat(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:

@@ -30,6 +30,9 @@ DEFAULT_PORT = 8888
 RESERVED_FILES = 64 + MAX_REFUSED
 """Open files that are not for connections: those of the process itself, and of connections that are being refused."""
 
+MACOS_OPEN_MAX = 10_240
+"""Open files that macOS allows a process, whatever its hard limit says."""
+
 _log = Logger()
 
 
@@ -56,7 +59,7 @@ def _seconds(least: float) -> Callable[[str], float]:
 
 def _whole(what: str, most: float) -> Callable[[str], int]:
     def coerce(value: str) -> int:
-        if not (value.isascii() and value.isdigit()) or int(value) > most:
+        if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) <= most):
             raise UsageError(f"{value!r} is not {what}")
         return int(value)
 
@@ -140,7 +143,15 @@ class _Listener(Service):
     def privilegedStartService(self) -> None:
         """Listen, or raise L{CannotStart}."""
         failures: list[Failure] = []
-        self._listening = self._endpoint.listen(self._factory).addErrback(failures.append)
+
+        def failed(failure: Failure) -> None:
+            failures.append(failure)
+            if not isStarting:
+                _log.failure("Cannot listen on {name}", failure, name=self._name)
+
+        isStarting = True
+        self._listening = self._endpoint.listen(self._factory).addErrback(failed)
+        isStarting = False
         if failures:
             raise CannotStart(f"twistd wecompany: cannot listen on {self._name}: {failures[0].getErrorMessage()}")
 
@@ -201,12 +212,15 @@ def _raiseOpenFiles() -> float:
     except ImportError:  # Windows
         return math.inf
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as e:  # macOS names no limit here and has one
-        _log.warn("The limit of open files stays {soft}: {error}", soft=soft, error=str(e))
-        hard = soft
-    return math.inf if hard == resource.RLIM_INFINITY else hard
+    for limit in (hard, MACOS_OPEN_MAX):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (OSError, ValueError) as e:  # macOS names no hard limit and has one
+            _log.debug("The limit of open files cannot be {limit}: {error}", limit=limit, error=str(e))
+        else:
+            return math.inf if limit == resource.RLIM_INFINITY else limit
+    _log.warn("The limit of open files stays {soft}", soft=soft)
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def makeService(options: Options, reactor: IReactorTime | None = None) -> WeCompanyService:
@@ -229,6 +243,8 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
     for description in options["listen"]:
         try:
             endpoints.append((description, serverFromString(listener, description)))
+        except ImportError as e:
+            raise CannotStart(f'twistd wecompany: --listen {description}: {e}: pip install "wecompany[tls]"') from None
         except Exception as e:  # noqa: BLE001 - endpoint plugins raise what they like, OpenSSL's errors among it
             raise CannotStart(f"twistd wecompany: --listen {description}: {e or type(e).__name__}") from None
     openFiles = _raiseOpenFiles()

@@ -11,11 +11,13 @@ import argparse
 import secrets
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from wecompany._version import version
-from wecompany.cli.running import EXIT_USAGE, Problem, run
-from wecompany.wire import WireError, checkUserId
+from wecompany.cli.running import EXIT_INTERRUPTED, EXIT_USAGE, Problem, run, say
+from wecompany.cli.tone import MAX_TONE
+from wecompany.wire import MAX_PAYLOAD, WireError, checkUserId
 
 DEFAULT_SERVER = "localhost:8888"
 
@@ -29,17 +31,40 @@ def _userId(value: str) -> str:
 
 
 def _folder(value: str) -> Path:
-    path = Path(value).expanduser()
+    path = _path(value)
     if not path.is_dir():
         raise argparse.ArgumentTypeError(f"{value} is not a folder")
     return path
 
 
 def _file(value: str) -> Path:
-    path = Path(value).expanduser()
+    path = _path(value)
     if not path.is_file():
         raise argparse.ArgumentTypeError(f"{value} is not a file")
     return path
+
+
+def _path(value: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as e:  # ~nobody
+        raise argparse.ArgumentTypeError(f"{value}: {e}") from None
+
+
+def _tone(value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= MAX_TONE:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds, {MAX_TONE} at most")
+    return seconds
+
+
+def _count(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of files")
+    return int(value)
 
 
 def makeParser() -> argparse.ArgumentParser:
@@ -78,7 +103,7 @@ def makeParser() -> argparse.ArgumentParser:
     receive = command("receive-files", "take the files that others send")
     receive.add_argument("--into", type=_folder, required=True, metavar="DIR", help="where they go")
     receive.add_argument(
-        "--count", type=int, default=0, metavar="N", help="leave after N files [default: Ctrl-C ends it]"
+        "--count", type=_count, default=0, metavar="N", help="leave after N files [default: Ctrl-C ends it]"
     )
 
     call = command("call", "call somebody and play a recording (Ogg Opus, or WebM with Opus and VP8)")
@@ -91,9 +116,9 @@ def makeParser() -> argparse.ArgumentParser:
     for talk in (call, answer):
         play = talk.add_mutually_exclusive_group()
         play.add_argument("--play", type=_file, metavar="FILE", help="what the other party gets to hear and see")
-        play.add_argument("--tone", type=float, metavar="SECONDS", help="instead, play a tone for so long")
+        play.add_argument("--tone", type=_tone, metavar="SECONDS", help="instead, play a tone for so long")
         talk.add_argument(
-            "--record", type=Path, metavar="FILE", help="where what comes is kept: .ogg, or .webm for video"
+            "--record", type=_path, metavar="FILE", help="where what comes is kept: .ogg, or .webm for video"
         )
 
     command("users", "list who is online", userNeeded=False)
@@ -110,8 +135,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = makeParser().parse_args(argv)
     if options.user is None:
         options.user = f"users-{secrets.token_hex(4)}"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what the terminal has no letters for is shown some other way
+            stream.reconfigure(errors="backslashreplace")
     try:
+        if options.command == "send" and options.text == "-":
+            options.text = sys.stdin.read(MAX_PAYLOAD)
         return run(options)
     except Problem as e:
-        print(f"wecompany: {e}", file=sys.stderr)
+        say(f"wecompany: {e}")
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED

@@ -24,6 +24,7 @@ from wecompany.client import (
     IncomingFile,
     ServerError,
 )
+from wecompany.wire import WireError, checkUserId
 
 HELP = """\
 @bob hello         write to bob; from then on a plain line goes to bob too
@@ -52,6 +53,7 @@ class Chat(ClientListener):
     client: Client
 
     def __init__(self, reactor: Any, user: str, folder: Path) -> None:
+        self._wasLost = False
         self._user = user
         self._folder = folder
         self._partner = ""
@@ -68,16 +70,20 @@ class Chat(ClientListener):
             "/reject": self._reject,
             "/end": self._end,
             "/file": self._file,
-            "/help": lambda words: self._show(HELP),
+            "/help": self._help,
             "/quit": lambda words: self._finish(EXIT_OK),
         }
 
     def begin(self) -> None:
         """Greet, and read the first line."""
         self._choose("")
-        self._terminal.start(self._complete)
         self._show(f"You are {self._user}. Write @name and a text, or /help.")
+        self._terminal.start(self._complete)
         self._watch()
+
+    def leave(self) -> None:
+        """Leave the terminal to the shell."""
+        self._terminal.close()
 
     # -- what is typed
 
@@ -91,7 +97,7 @@ class Chat(ClientListener):
             self._write(self._partner, line[1:])
         elif line.startswith("@") and len(word) > 1:
             self._choose(word[1:])
-            if rest.strip():
+            if rest.strip() and self._partner == word[1:]:
                 self._write(self._partner, rest.strip())
         elif line.startswith("/"):
             command = self._commands.get(word)
@@ -100,7 +106,7 @@ class Chat(ClientListener):
             except ValueError:  # an apostrophe in a reason is no quotation mark
                 words = rest.split()
             if command is None:
-                self._show(f"There is no {printable(word)}; /help shows what there is.")
+                self._show(f"There is no {word}; /help shows what there is.")
             else:
                 command(words)
         else:
@@ -112,11 +118,18 @@ class Chat(ClientListener):
             return
         self.client.sendText(to, text).addErrback(self._failed, f"{to} did not get it")
 
+    def _help(self, words: list[str]) -> None:
+        for line in HELP.splitlines():
+            self._show(line)
+
     def _to(self, words: list[str]) -> None:
         self._choose(words[0] if words else "")
 
     def _users(self, words: list[str]) -> None:
-        self._showUsers(self._online)
+        if self.client.isOnline:
+            self._showUsers(self._online)
+        else:
+            self._show("There is no connection now.")
 
     def _call(self, words: list[str]) -> None:
         name = words[0] if words else self._partner
@@ -132,11 +145,11 @@ class Chat(ClientListener):
             call.accept().addErrback(self._failed)
         elif self._offers:
             file = self._offers.pop(0)
-            name = printable(file.name)
+            name = file.name
             self._show(f"* taking {name}")
             received = file.accept(self._folder)
             received.addCallbacks(
-                lambda path: self._show(f"* {printable(str(path))} is complete, its SHA-256 is right"),
+                lambda path: self._show(f"* {path!s} is complete, its SHA-256 is right"),
                 self._failed,
                 errbackArgs=(f"{name} did not arrive",),
             )
@@ -150,7 +163,7 @@ class Chat(ClientListener):
         elif self._offers:
             file = self._offers.pop(0)
             file.decline(" ".join(words))
-            self._show(f"* {printable(file.name)} declined")
+            self._show(f"* {file.name} declined")
         else:
             self._show("Nothing waits to be rejected.")
 
@@ -165,16 +178,20 @@ class Chat(ClientListener):
         if not words:
             self._show("Which? /file PATH bob")
             return
-        path = Path(words[0]).expanduser()
+        try:
+            path = Path(words[0]).expanduser()
+        except RuntimeError as e:  # ~nobody
+            self._show(f"! {e}")
+            return
         to = words[1] if len(words) > 1 else self._partner
         if not to or not path.is_file():
             self._show(f"{path} is not a file" if to else "To whom? /file PATH bob")
             return
-        self._show(f"* offering {printable(path.name)} to {to}")
+        self._show(f"* offering {path.name} to {to}")
         self.client.sendFile(to, path).addCallbacks(
-            lambda _: self._show(f"* {to} has received {printable(path.name)}"),
+            lambda _: self._show(f"* {to} has received {path.name}"),
             self._failed,
-            errbackArgs=(f"{printable(path.name)} did not get through",),
+            errbackArgs=(f"{path.name} did not get through",),
         )
 
     # -- what comes (ClientListener)
@@ -182,20 +199,21 @@ class Chat(ClientListener):
     def textReceived(self, fromUser: str, text: str) -> None:
         if not self._partner and fromUser:
             self._choose(fromUser)
-        self._show(f"{strftime('%H:%M')} {fromUser or '(server)'}: {printable(text)}")
+        self._show(f"{strftime('%H:%M')} {fromUser or '(server)'}: {text}")
 
     def callReceived(self, call: Call) -> None:
         kind = "video call" if call.isVideo else "call"
-        self._show(f"* {kind} from {call.peer}: /accept or /reject\a")
+        self._show(f"* {kind} from {call.peer}: /accept or /reject")
+        self._terminal.ring()
         self._follow(call)
 
     def fileOffered(self, file: IncomingFile) -> None:
         self._offers.append(file)
-        self._show(f"* {file.sender} offers {printable(file.name)} ({size(file.size)}): /accept or /reject")
+        self._show(f"* {file.sender} offers {file.name} ({size(file.size)}): /accept or /reject")
 
     def fileWithdrawn(self, file: IncomingFile) -> None:
         self._offers.remove(file)
-        self._show(f"* {file.sender} offers {printable(file.name)} no more")
+        self._show(f"* {file.sender} offers {file.name} no more")
 
     def presenceChanged(self, userId: str, isOnline: bool) -> None:
         (self._online.add if isOnline else self._online.discard)(userId)
@@ -205,10 +223,11 @@ class Chat(ClientListener):
         self._show(f"! {error}")
 
     def connected(self) -> None:
-        if hasattr(self, "client"):
+        if self._wasLost:
             self._show("* connected again")
 
     def disconnected(self, reason: ClientError) -> None:
+        self._wasLost = True
         if not self.finished.called:
             self._show(f"! {reason}; trying to get it back")
 
@@ -225,7 +244,7 @@ class Chat(ClientListener):
 
     def _follow(self, call: Call) -> None:
         self._heard = 0
-        began = monotonic()
+        began: float | None = None
 
         def media(data: bytes) -> None:
             self._heard += len(data)
@@ -236,9 +255,9 @@ class Chat(ClientListener):
             self._show(f"* in a call with {call.peer}; /end hangs up ({_NO_MEDIA})")
 
         def ended(outcome: CallOutcome) -> None:
-            lasted = "" if outcome.rejected else f" after {monotonic() - began:.0f} s"
+            lasted = "" if began is None else f" after {monotonic() - began:.0f} s"
             heard = f", {size(self._heard)} of sound and picture came" if self._heard else ""
-            self._show(f"* the call with {call.peer} is over{lasted}: {printable(str(outcome))}{heard}")
+            self._show(f"* the call with {call.peer} is over{lasted}: {outcome!s}{heard}")
 
         call.mediaReceived = media
         call.whenAccepted().addCallbacks(active, lambda failure: None)  # the end is told below
@@ -257,8 +276,14 @@ class Chat(ClientListener):
         self._show(f"Online: {', '.join(sorted(users))}" if users else "Nobody else is online yet.")
 
     def _choose(self, partner: str) -> None:
+        if partner:
+            try:
+                checkUserId(partner.encode("utf-8", "replace"))
+            except WireError as e:
+                self._show(f"! {partner} is no user ID: {e.text}")
+                return
         self._partner = partner
-        self._terminal.prompt = f"{self._user} → {partner}> " if partner else f"{self._user}> "
+        self._terminal.prompt = f"{self._user} → {printable(partner)}> " if partner else f"{self._user}> "
 
     def _complete(self, before: str, word: str) -> list[str]:
         if not before:
@@ -271,7 +296,8 @@ class Chat(ClientListener):
         self._terminal.show(text)
 
     def _failed(self, failure: Failure, what: str = "that did not work") -> None:
-        self._show(f"! {what}: {printable(failure.getErrorMessage())}")
+        why = failure.value.text if isinstance(failure.value, ServerError) else failure.getErrorMessage()
+        self._show(f"! {what}: {why}")
 
     def _finish(self, code: int) -> None:
         if not self.finished.called:
@@ -288,6 +314,7 @@ async def chat(reactor: Any, options: argparse.Namespace) -> int:
         try:
             return await listener.finished
         finally:
+            listener.leave()
             await client.stop()
 
 

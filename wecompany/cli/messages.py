@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from wecompany.cli.running import EXIT_OK, Command, printable, say, startClient
@@ -11,10 +10,9 @@ from wecompany.cli.running import EXIT_OK, Command, printable, say, startClient
 
 async def send(reactor: Any, options: argparse.Namespace) -> int:
     """Send one text."""
-    text = sys.stdin.read() if options.text == "-" else options.text
     client = await startClient(reactor, options)
     try:
-        await client.sendText(options.to, text)
+        await client.sendText(options.to, options.text)
     finally:
         await client.stop()
     return EXIT_OK

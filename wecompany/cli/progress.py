@@ -63,7 +63,9 @@ def _richProgress(name: str, stream: TextIO) -> ProgressDisplay | None:
                 TransferSpeedColumn(),
                 TimeRemainingColumn(),
             )
-            self._progress = Progress(*columns, console=Console(file=stream))
+            self._progress = Progress(
+                *columns, console=Console(file=stream), redirect_stdout=False, redirect_stderr=False
+            )
             self._task = self._progress.add_task(name.replace("[", r"\["), total=None)
             self._progress.start()
 

@@ -44,14 +44,34 @@ class NoConnection(Exception):
 
 
 def printable(text: str) -> str:
-    """Return C{text} so that a terminal shows it and obeys nothing in it."""
+    """
+    Return C{text} so that a terminal shows it and obeys nothing in it.
+
+    Further lines are set in, so that none of them looks like somebody else's.
+    """
     # Zero-width joiners hold emoji together and do no harm.
-    return "".join(c if c.isprintable() or c in "\n\t\u200d" else f"\\x{ord(c):02x}" for c in text)
+    shown = "".join(c if c.isprintable() or c in "\n\t\u200d" else f"\\x{ord(c):02x}" for c in text)
+    return shown.replace("\n", "\n      ")
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal how it goes, on the standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """Tell the person at the terminal how it goes, on the standard error; whatever is in it, it is made printable."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
+class Announcer(ClientListener):
+    """Says when the connection goes and comes back."""
+
+    def __init__(self) -> None:
+        self._wasLost = False
+
+    def connected(self) -> None:
+        if self._wasLost:
+            say("Connected again.")
+
+    def disconnected(self, reason: ClientError) -> None:
+        self._wasLost = True
+        say(f"{reason}; trying to get it back.")
 
 
 def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
@@ -64,13 +84,15 @@ def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
     if server.split(":")[0] in ("tcp", "tls", "ssl", "unix"):
         try:
             endpoint: IStreamClientEndpoint = clientFromString(reactor, server)
-        except (ValueError, TypeError) as e:
+        except (NameError, ImportError):  # how Twisted says that pyOpenSSL is missing
+            raise Problem(f'--server {server}: TLS needs pip install "wecompany[tls]"') from None
+        except (ValueError, TypeError, KeyError) as e:
             raise Problem(f"--server {server}: {e}") from None
         return endpoint
     host, colon, port = server.rpartition(":")
     if not colon or server.endswith("]"):
         host, port = server, "8888"
-    if not port.isdigit() or not 0 < int(port) < 65536 or not host:
+    if not (host and port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
         raise Problem(f"--server {server}: this is not HOST:PORT")
     return HostnameEndpoint(reactor, host.strip("[]"), int(port))
 
@@ -88,7 +110,7 @@ async def startClient(reactor: Any, options: argparse.Namespace, listener: Clien
         raise NoConnection(f"the server does not take {options.user}: {e.text}") from None
     except ClientError as e:
         raise NoConnection(str(e)) from None
-    except Problem:
+    except (Problem, CancelledError):
         raise
     except Exception as e:  # noqa: BLE001 - endpoints fail with what their transport raises
         why = str(e) or type(e).__name__
@@ -123,12 +145,15 @@ def run(options: argparse.Namespace) -> int:
         elif result.check(Problem):
             say(f"wecompany: {result.getErrorMessage()}")
             code = EXIT_USAGE
+        elif result.check(UnicodeEncodeError):
+            say("wecompany: what you typed is not UTF-8")
+            code = EXIT_USAGE
         elif result.check(ClientError, OSError):
-            say(f"wecompany: {printable(result.getErrorMessage())}")
+            say(f"wecompany: {result.getErrorMessage()}")
             final = isinstance(result.value, ServerError) and result.value.code in FINAL_ERRORS
             code = EXIT_NO_CONNECTION if final else EXIT_FAILED
         elif not result.check(CancelledError):
-            result.printTraceback()
+            result.printTraceback(file=sys.stderr)
             code = EXIT_FAILED
 
     def begin() -> None:

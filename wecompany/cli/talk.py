@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
-from wecompany.cli.running import EXIT_FAILED, EXIT_OK, Command, Problem, printable, say, startClient
+from wecompany.cli.running import EXIT_FAILED, EXIT_OK, Announcer, Command, Problem, say, startClient
 from wecompany.cli.tone import writeTone
-from wecompany.client import Call, CallOutcome, Client, ClientError, ClientListener
+from wecompany.client import Call, Client, ClientError
 from wecompany.media import (
     MediaError,
     MediaFile,
@@ -27,9 +28,10 @@ from wecompany.media import (
     Reassembler,
     Recorder,
     StreamDescription,
+    checkRecording,
     encodeFrame,
 )
-from wecompany.wire import EndCode, MediaKind, RejectCode
+from wecompany.wire import MediaKind, RejectCode
 
 READ_AHEAD = 25
 """Frames that are read from the disk at once."""
@@ -47,7 +49,8 @@ END_OF_MEDIA = b"end"
 class _Ear:
     """Takes what the other party sends, and records it if there is a file to record to."""
 
-    def __init__(self) -> None:
+    def __init__(self, isRecorded: bool = False) -> None:
+        self._isRecorded = isRecorded
         self._frames: DeferredQueue[MediaFrame | None] = DeferredQueue()
         self._reassembler = Reassembler()
         self._lost = 0
@@ -69,6 +72,10 @@ class _Ear:
                 self.finish()
             return
         self.received += 1
+        if self.received == 1:
+            say("Media comes.")
+        if not self._isRecorded:
+            return
         if len(self._frames.pending) < MAX_UNWRITTEN:
             self._frames.put(frame)
         else:
@@ -105,32 +112,40 @@ def _writeAll(recorder: Recorder, frames: list[MediaFrame]) -> None:
         recorder.write(frame)
 
 
-class Talk(ClientListener):
+class Talk(Announcer):
     """
     One call of this command.
 
     @ivar client: set as soon as it is there.
+    @ivar arrivals: the calls that come, or why none will.
+    @ivar isTaken: whether the one call that is to be answered has come.
+    @ivar sent: frames that have been sent.
     """
 
     client: Client
 
     def __init__(self, reactor: Any, options: argparse.Namespace) -> None:
+        super().__init__()
         self._reactor = reactor
         self._options = options
         self._file: MediaFile | None = None
         self._tone: tempfile.TemporaryDirectory[str] | None = None
         self._recording: Deferred[None] | None = None
+        self._hasFailed = False
         self._ear = _Ear()
-        self.incoming: Deferred[tuple[Call, Recorder | None]] = Deferred()
+        self.arrivals: DeferredQueue[Call | ClientError] = DeferredQueue()
+        self.isTaken = False
         self.sent = 0
 
     def open(self) -> None:
         """
-        Open what is to be played.  It blocks.
+        Open what is to be played, and see that what is to be recorded can be.  It blocks.
 
-        @raise Problem: if it cannot be.
+        @raise Problem: if something is not as it should be.
         """
         try:
+            if self._options.record is not None:
+                checkRecording(self._options.record)
             if self._options.tone is not None:
                 self._tone = tempfile.TemporaryDirectory(prefix="wecompany-")
                 path = Path(self._tone.name) / "tone.ogg"
@@ -155,48 +170,39 @@ class Talk(ClientListener):
 
     # -- ClientListener
 
-    def connected(self) -> None:
-        if hasattr(self, "client"):
-            say("Connected again.")
-
     def disconnected(self, reason: ClientError) -> None:
+        super().disconnected(reason)
         self._ear.connectionLost()
-        say(f"{reason}; trying to get it back.")
 
     def stopped(self, reason: ClientError) -> None:
-        if not self.incoming.called:
-            self.incoming.errback(Failure(reason))
+        self.arrivals.put(reason)
 
     def callReceived(self, call: Call) -> None:
-        if self.incoming.called or (self._options.senders and call.peer not in self._options.senders):
-            call.reject(RejectCode.BUSY if self.incoming.called else RejectCode.FORBIDDEN)
-            return
-        try:
-            recorder = self.recorderFor(call.offer)
-        except (MediaError, ValueError) as e:
-            call.reject(RejectCode.UNSUPPORTED, str(e)[:200])
-            say(f"{printable(call.peer)}'s call cannot be taken: {printable(str(e))}")
-            return
-        self.incoming.callback((call, recorder))
+        if self.isTaken:
+            call.reject(RejectCode.BUSY)
+        elif self._options.senders and call.peer not in self._options.senders:
+            call.reject(RejectCode.FORBIDDEN)
+        else:
+            self.arrivals.put(call)
 
     # -- the call
 
-    def recorderFor(self, description: bytes) -> Recorder | None:
+    async def listen(self, call: Call, description: bytes) -> Recorder | None:
         """
-        Return what records a party with that offer or answer, if that is wanted and there is anything.
+        Take what the other party sends from now on.
 
+        @param description: its offer or answer.
+        @return: what records it, if that is wanted and there is anything.
         @raise ValueError: if it is no description, or of codecs that are not known here.
         @raise MediaError: if the file cannot hold it.
         """
         described = StreamDescription.decode(description)
+        isRecorded = self._options.record is not None and described != StreamDescription()
+        self._ear = _Ear(isRecorded)
+        call.mediaReceived = self._ear.mediaReceived
         if described == StreamDescription():
             self._ear.finish()
-            return None
-        return Recorder(self._options.record, described) if self._options.record is not None else None
-
-    def listen(self, call: Call) -> None:
-        """Take what the other party sends from now on."""
-        call.mediaReceived = self._ear.mediaReceived
+        return await self.client.runInThread(Recorder, self._options.record, described) if isRecorded else None
 
     async def talk(self, call: Call, recorder: Recorder | None) -> int:
         """
@@ -204,11 +210,12 @@ class Talk(ClientListener):
 
         @return: the exit code.
         """
-        say(f"In a call with {printable(call.peer)}; Ctrl-C hangs up.")
+        say(f"In a call with {call.peer}; Ctrl-C hangs up.")
         if recorder is not None:
             self._recording = Deferred.fromCoroutine(self._ear.record(self.client, recorder))
+            self._recording.addErrback(self._failed, call)
         hangingUp = Deferred.fromCoroutine(self._hangUpWhenDone(call))
-        hangingUp.addErrback(self._playFailed, call)
+        hangingUp.addErrback(self._failed, call)
         try:
             outcome = await call.whenEnded()
         finally:
@@ -216,14 +223,14 @@ class Talk(ClientListener):
             hangingUp.cancel()
             if self._recording is not None:
                 await self._recording
-        say(f"The call is over: {printable(str(outcome))}.")
+        say(f"The call is over: {outcome}.")
         say(f"Packets: {self.sent} sent, {self._ear.received} received, {self._ear.lost} lost on the way.")
-        return EXIT_OK if outcome == CallOutcome(False, EndCode.HUNG_UP, outcome.text) else EXIT_FAILED
+        return EXIT_OK if outcome.isHangUp and not self._hasFailed else EXIT_FAILED
 
-    @staticmethod
-    def _playFailed(failure: Failure, call: Call) -> None:
+    def _failed(self, failure: Failure, call: Call) -> None:
         if not failure.check(CancelledError):
-            say(f"The call is ended: {printable(failure.getErrorMessage())}")
+            self._hasFailed = True
+            say(f"The call is ended: {failure.getErrorMessage()}")
             call.end()
 
     async def _hangUpWhenDone(self, call: Call) -> None:
@@ -260,7 +267,7 @@ class Talk(ClientListener):
 async def _withClient(reactor: Any, options: argparse.Namespace, calling: bool) -> int:
     talk = Talk(reactor, options)
     try:
-        talk.open()
+        await deferToThreadPool(reactor, reactor.getThreadPool(), talk.open)
         client = await startClient(reactor, options, talk)
         talk.client = client
         try:
@@ -276,11 +283,9 @@ async def _withClient(reactor: Any, options: argparse.Namespace, calling: bool) 
 async def _call(talk: Talk, options: argparse.Namespace) -> int:
     isVideo = talk.description.video is not None
     call = await talk.client.call(options.to, isVideo, talk.description.encode())
-    say(f"{printable(options.to)}'s phone rings.")
-    talk.listen(call)
-    answer = await call.whenAccepted()
+    say(f"{options.to}'s phone rings.")
     try:
-        recorder = talk.recorderFor(answer)
+        recorder = await talk.listen(call, await call.whenAccepted())
     except (MediaError, ValueError) as e:
         call.end("what you send cannot be recorded here")
         raise Problem(str(e)) from None
@@ -288,12 +293,31 @@ async def _call(talk: Talk, options: argparse.Namespace) -> int:
 
 
 async def _answer(talk: Talk, options: argparse.Namespace) -> int:
-    say(f"Waiting for a call as {printable(options.user)}; Ctrl-C ends it.")
-    call, recorder = await talk.incoming
-    say(f"{printable(call.peer)} calls.")
-    talk.listen(call)
-    await call.accept(talk.description.encode())
-    return await talk.talk(call, recorder)
+    say(f"Waiting for a call as {options.user}; Ctrl-C ends it.")
+    while True:
+        arrival = await talk.arrivals.get()
+        if isinstance(arrival, ClientError):
+            raise arrival
+        say(f"{arrival.peer} calls.")
+        try:
+            recorder = await talk.listen(arrival, arrival.offer)
+        except (MediaError, ValueError) as e:
+            say(f"That call cannot be taken: {e}")
+            arrival.reject(RejectCode.UNSUPPORTED, str(e)[:200])
+            continue
+        except MediaUnavailable as e:
+            arrival.reject(RejectCode.UNSUPPORTED, "nothing can be recorded here")
+            raise Problem(str(e)) from None
+        talk.isTaken = True
+        try:
+            await arrival.accept(talk.description.encode())
+        except ClientError as e:
+            say(f"The call is over: {e}.")
+            if recorder is not None:
+                await talk.client.runInThread(recorder.close)
+            talk.isTaken = False
+            continue
+        return await talk.talk(arrival, recorder)
 
 
 async def call(reactor: Any, options: argparse.Namespace) -> int:

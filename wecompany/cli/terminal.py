@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import ctypes
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
+
+from wecompany.cli.running import printable
 
 Complete = Callable[[str, str], list[str]]
 """Called with the line so far and its last word; returns what that word may become."""
@@ -33,18 +36,25 @@ def terminalRestored() -> Iterator[None]:
     """Leave the terminal as it was, whatever a thread that still reads has done to it."""
     try:
         import termios
-
-        before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError):  # no such module on Windows; no terminal here
+    except ImportError:  # Windows
         yield
         return
-    except termios.error:
-        yield
-        return
+    before = termios.tcgetattr(sys.stdin) if sys.stdin.isatty() else None
     try:
         yield
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        if before is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _redisplay(readline: ModuleType | None) -> bool:
+    """Let readline show prompt, line and cursor once more; return whether it could be asked to."""
+    try:
+        update = ctypes.CDLL(readline.__file__).rl_forced_update_display  # type: ignore[union-attr]
+    except (AttributeError, OSError, TypeError):  # no readline, one that is built in, or another than GNU's
+        return False
+    update()
+    return True
 
 
 def _pipedLines(descriptor: int) -> Iterator[str]:
@@ -76,6 +86,7 @@ class Terminal:
         self._isTerminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._readline = _readline() if self._isTerminal else None
         self._goOn = threading.Event()
+        self._atPrompt = False
         self.prompt = "> "
 
     def start(self, complete: Complete) -> None:
@@ -87,22 +98,42 @@ class Terminal:
                 matches = complete(readline.get_line_buffer()[: readline.get_begidx()], word)
                 return matches[state] if state < len(matches) else None
 
+            def promptShown() -> None:
+                self._atPrompt = True
+
+            readline.set_pre_input_hook(promptShown)
             readline.set_completer(completer)
             readline.set_completer_delims(" ")
             readline.parse_and_bind("tab: complete")
         threading.Thread(target=self._read, daemon=True).start()
 
     def show(self, text: str) -> None:
-        """Show C{text} above the prompt, and leave what is being typed as it is."""
-        if not self._isTerminal:
+        """Show C{text}, made printable, above the prompt, and leave what is being typed as it is."""
+        text = printable(text)
+        if not self._atPrompt:
             print(text, flush=True)
             return
-        typed = self._readline.get_line_buffer() if self._readline is not None else ""
-        sys.stdout.write(f"\r\x1b[K{text}\n{self.prompt}{typed}")
+        sys.stdout.write(f"\r\x1b[K{text}\n")
         sys.stdout.flush()
+        if not _redisplay(self._readline):
+            typed = self._readline.get_line_buffer() if self._readline is not None else ""
+            sys.stdout.write(self.prompt + typed)
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Leave the line that is being typed."""
+        if self._atPrompt:
+            print(flush=True)
+
+    def ring(self) -> None:
+        """Ring the terminal's bell, where there is one."""
+        if self._isTerminal:
+            sys.stdout.write("\a")
+            sys.stdout.flush()
 
     def _read(self) -> None:
         for line in self._typedLines() if self._isTerminal else _pipedLines(sys.stdin.fileno()):
+            self._atPrompt = False
             self._goOn.clear()
             self._reactor.callFromThread(self._take, line)
             self._goOn.wait()  # so that the next prompt is the one that this line leads to
@@ -111,6 +142,8 @@ class Terminal:
     def _typedLines(self) -> Iterator[str]:
         while True:
             try:
+                # Without readline nothing tells when the prompt is there, so it is so from here on.
+                self._atPrompt = self._readline is None
                 yield input(self.prompt)
             except (EOFError, UnicodeDecodeError):
                 return

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from wecompany.client.errors import CallRejected, ClientError, NotConnected
-from wecompany.wire import VIDEO_FLAG, EndCode, MessageType, RejectCode
+from wecompany.wire import MAX_DESCRIPTION, MAX_REASON, VIDEO_FLAG, EndCode, MessageType, RejectCode
 
 if TYPE_CHECKING:
     from wecompany.client.session import Client
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @frozen
 class CallOutcome:
     """
-    How a call ended.
+    How a call ended.  As a string it is for a person to read.
 
     @ivar rejected: whether it was never taken; then C{code} is a L{RejectCode<wecompany.RejectCode>}, else an
         L{EndCode<wecompany.EndCode>}.
@@ -30,6 +30,11 @@ class CallOutcome:
     code: int
     text: str
 
+    @property
+    def isHangUp(self) -> bool:
+        """Whether one of the parties ended the call when it was active."""
+        return not self.rejected and self.code == EndCode.HUNG_UP
+
     def __str__(self) -> str:
         kind: type[RejectCode] | type[EndCode] = RejectCode if self.rejected else EndCode
         try:
@@ -37,6 +42,10 @@ class CallOutcome:
         except ValueError:
             name = f"code {self.code}"
         return name + (f": {self.text}" if self.text else "")
+
+
+def _reason(text: str) -> bytes:
+    return text.encode("utf-8", "replace")[:MAX_REASON].decode("utf-8", "ignore").encode()
 
 
 class Call:
@@ -63,6 +72,7 @@ class Call:
         self.isActive = False
         self.outcome: CallOutcome | None = None
         self.mediaReceived: Callable[[bytes], None] = lambda media: None
+        self._lastWord: tuple[MessageType, bytes] | None = None
         self._acceptWaiters: list[Deferred[bytes]] = []
         self._endWaiters: list[Deferred[CallOutcome]] = []
 
@@ -77,27 +87,40 @@ class Call:
 
         @return: fires when media flows; fails with L{ClientError} if the call is over.
         """
-        self._client.sendCallFrame(MessageType.CALL_ACCEPT, self.peer, self._id + answer)
+        if len(answer) > MAX_DESCRIPTION:
+            return fail(ClientError(f"an answer has at most {MAX_DESCRIPTION} bytes"))
+        self._say(MessageType.CALL_ACCEPT, answer)
         return self.whenAccepted()
 
     def reject(self, code: int = RejectCode.DECLINED, text: str = "") -> Deferred[CallOutcome]:
-        """Decline the call; fires when it is over."""
-        self._client.sendCallFrame(MessageType.CALL_REJECT, self.peer, self._id + bytes((code,)) + text.encode())
+        """Decline the call; fires when it is over.  Of C{text} as much is sent as a reason may have."""
+        self._say(MessageType.CALL_REJECT, bytes((code,)) + _reason(text))
         return self.whenEnded()
 
     def end(self, text: str = "") -> Deferred[CallOutcome]:
-        """Hang up, or cancel what rings; fires when it is over."""
-        self._client.sendCallFrame(MessageType.CALL_END, self.peer, self._id + b"\0" + text.encode())
+        """Hang up, or cancel what rings; fires when it is over.  Of C{text} as much is sent as a reason may have."""
+        self._say(MessageType.CALL_END, b"\0" + _reason(text))
         return self.whenEnded()
+
+    def _say(self, messageType: MessageType, rest: bytes) -> None:
+        if self.outcome is None:
+            self._lastWord = messageType, self._id + rest
+            self._client.sendCallFrame(messageType, self.peer, self._id + rest)
+
+    def stands(self) -> None:
+        """For the client: the server says again how the call stands, so what was last said may have been lost."""
+        if self._lastWord is not None and not (self.isActive and self._lastWord[0] == MessageType.CALL_ACCEPT):
+            self._client.sendCallFrame(self._lastWord[0], self.peer, self._lastWord[1])
 
     def sendMedia(self, media: bytes) -> bool:
         """
         Send media to the other party.
 
         @param media: its first byte is its kind, see C{docs/media.rst}.
-        @return: whether it was sent: only while the call is active and there is a connection.
+        @return: whether it was sent: only while the call is active, there is a connection with room for it, and it
+            fits into a frame.  Media that has to wait is worth nothing.
         """
-        return self.isActive and self._client.sendCallFrame(MessageType.MEDIA_DATA, self.peer, media)
+        return self.isActive and self._client.sendMedia(self.peer, media)
 
     def whenAccepted(self) -> Deferred[bytes]:
         """Return a Deferred that fires with the answer, or fails with L{CallRejected} or L{NotConnected}."""

@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from attrs import define
 from twisted.internet.defer import Deferred, fail
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.protocols.basic import Int16StringReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from wecompany.client.errors import ClientError, NotConnected, ServerError
 from wecompany.interfaces import IStreamTransport
@@ -38,6 +39,9 @@ REGISTER_WITHIN = 30.0
 HEARTBEAT_EVERY = 30.0
 """Seconds between two heartbeats."""
 
+CLOSE_WITHIN = 3.0
+"""Seconds that a server has to read the last bytes."""
+
 DEAD_AFTER = 75.0
 """Seconds without a byte from the server after which the connection is given up: two heartbeats went unanswered."""
 
@@ -50,11 +54,13 @@ class _Request:
     error: ServerError | None = None
 
 
+@implementer(IPushProducer)
 class Connection(Int16StringReceiver):
     """
     A registered connection.
 
     @ivar sessionId: what the registration was answered with.
+    @ivar isFull: whether enough waits to be sent, so that what is worth nothing late had better not be.
     """
 
     transport: IStreamTransport
@@ -69,19 +75,17 @@ class Connection(Int16StringReceiver):
         credential: bytes,
         frameReceived: Callable[[int, bytes, bytes], None],
         errorReceived: Callable[[ServerError], None],
-        lost: Callable[[Connection, ClientError], None],
     ) -> None:
         """
         @param frameReceived: called with C{(type, userId, data)} of every frame that is not about the connection.
         @param errorReceived: called with an ERROR that belongs to no request.
-        @param lost: called with this connection and why it ended.
         """
         self._clock = clock
         self._userId = userId
         self._credential = credential
         self._frameReceived = frameReceived
         self._errorReceived = errorReceived
-        self._lost = lost
+        self._lost: Deferred[ClientError] = Deferred()
         self._requests: deque[_Request] = deque()
         self._count = 0
         self._heardAt = clock.seconds()
@@ -90,7 +94,10 @@ class Connection(Int16StringReceiver):
         self._lastError: ServerError | None = None
         self._registering: Deferred[None] | None = Deferred()
         self._timeout: IDelayedCall | None = None
+        self._closing: IDelayedCall | None = None
+        self._isRefused = False
         self.sessionId = b""
+        self.isFull = False
 
     def register(self) -> Deferred[None]:
         """
@@ -106,9 +113,21 @@ class Connection(Int16StringReceiver):
 
     def connectionMade(self) -> None:
         """Begin."""
+        self.transport.registerProducer(self, True)
         setNoDelay = getattr(self.transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
             setNoDelay(True)
+
+    def pauseProducing(self) -> None:
+        """The transport has enough: see L{isFull}."""
+        self.isFull = True
+
+    def resumeProducing(self) -> None:
+        """The transport has sent what it had."""
+        self.isFull = False
+
+    def stopProducing(self) -> None:
+        """The connection is lost."""
 
     def sendFrame(self, messageType: int, userId: bytes, data: bytes = b"") -> None:
         """
@@ -142,6 +161,8 @@ class Connection(Int16StringReceiver):
 
     def stringReceived(self, payload: bytes) -> None:
         """Take one frame."""
+        if self._isRefused:
+            return
         try:
             messageType, userId, data = decodePayload(payload)
             if messageType == MessageType.HEARTBEAT:
@@ -151,7 +172,8 @@ class Connection(Int16StringReceiver):
             else:
                 self._frameReceived(messageType, userId, data)
         except WireError as e:
-            self._log.warn("The server sent what is no message: {text}", text=e.text)
+            self._log.info("The server sent what is no message: {text}", text=e.text)
+            self._isRefused = True
             self.abort()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -167,7 +189,9 @@ class Connection(Int16StringReceiver):
         registering, self._registering = self._registering, None
         if registering is not None:
             registering.errback(Failure(why))
-        self._lost(self, why)
+        if self._closing is not None:
+            self._closing.cancel()
+        self._lost.callback(why)
 
     def _heartbeatReceived(self, userId: bytes, data: bytes) -> None:
         registering, self._registering = self._registering, None
@@ -200,6 +224,21 @@ class Connection(Int16StringReceiver):
             self.abort()
         else:
             self.sendFrame(MessageType.HEARTBEAT, b"")
+
+    def whenLost(self) -> Deferred[ClientError]:
+        """Return the Deferred that fires with why the connection ended, once."""
+        return self._lost
+
+    def disconnect(self) -> None:
+        """Close when everything has been sent, and in any case after C{CLOSE_WITHIN}."""
+        if self._closing is None:
+            self._closing = self._clock.callLater(CLOSE_WITHIN, self._closeNow)
+            self.transport.unregisterProducer()
+            self.transport.loseConnection()
+
+    def _closeNow(self) -> None:
+        self._closing = None
+        self.abort()
 
     def abort(self) -> None:
         """Drop the connection at once."""

@@ -7,11 +7,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from twisted.application.internet import ClientService
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
@@ -32,7 +31,9 @@ from wecompany.wire import (
     MessageType,
     PresenceOp,
     WireError,
+    checkUserId,
     decodeU32,
+    encodeOffset,
     splitId,
     splitReason,
 )
@@ -46,6 +47,9 @@ MAX_INCOMING = 64
 
 MAX_LISTED = 1_000_000
 """Users in one list from the server."""
+
+WATCH_AGAIN_AFTER = 10.0
+"""Seconds until a subscription that the server found one too many is tried again."""
 
 FINAL_ERRORS = {ErrorCode.BAD_CREDENTIAL, ErrorCode.ID_IN_USE, ErrorCode.FORBIDDEN, ErrorCode.REPLACED}
 """After these a client does not connect again by itself."""
@@ -122,24 +126,24 @@ class Client:
         self._listener = listener or ClientListener()
         self._credential = credential
         self._runInThread = runInThread or (lambda f, *a: deferToThreadPool(reactor, reactor.getThreadPool(), f, *a))
-        self._service = ClientService(
-            endpoint,
-            Factory.forProtocol(self._makeConnection),
-            retryPolicy=backoff,
-            clock=reactor,
-            prepareConnection=self._prepare,
-        )
+        self._endpoint = endpoint
+        self._isRunning = False
+        self._trying: Deferred[Connection] | None = None
+        self._stopWaiters: list[Deferred[None]] = []
         self._connection: Connection | None = None
         self._finalError: ClientError | None = None
         self._onlineWaiters: list[Deferred[None]] = []
         self._watching = False
         self._listing: Deferred[list[str]] | None = None
         self._listed: list[tuple[str, bool]] = []
+        self._known: set[str] = set()
         self._dialling: tuple[str, Deferred[Call]] | None = None
         self._callFrames = 0
+        self._abandoned = ""  # whom we called when the connection was lost
         self.currentCall: Call | None = None
         self._outgoing: dict[tuple[str, bytes], OutgoingFile] = {}
         self._incoming: dict[tuple[str, bytes], IncomingFile] = {}
+        self._unconfirmed: dict[tuple[str, bytes], bytes] = {}  # what we have, and its sender may not know
 
     @property
     def isOnline(self) -> bool:
@@ -155,33 +159,85 @@ class Client:
         @return: fires when the user is registered; fails with what went wrong with the first try, after which the
             client is stopped.
         """
+        if self._isRunning:
+            return fail(ClientError("this client has been started"))
         self._finalError = None
-        connected = self._service.whenConnected(failAfterFailures=1)
-        self._service.startService()
-
-        def failed(failure: Failure) -> Deferred[None]:
-            # In a turn of its own: the service is in the middle of noting the failure.
-            stopped = self.sleep(0).addCallback(lambda _: self.stop())
-            return stopped.addCallback(lambda _: failure.raiseException())
-
-        return connected.addCallbacks(lambda _: None, failed)
+        started: Deferred[None] = Deferred()
+        self._isRunning = True
+        Deferred.fromCoroutine(self._stayConnected(started)).addErrback(self._logFailure)  # a fault of ours, if any
+        return started
 
     def stop(self) -> Deferred[None]:
         """Disconnect and stay so; fires when that is done.  Transfers and calls that were under way fail."""
-        self._finalError = error = self._finalError or NotConnected("this client has stopped")
-        stopped: Deferred[None] = succeed(None)
-        if self._service.running:
-            stopped = self._service.stopService() or stopped
+        if not self._isRunning:
+            return succeed(None)
+        self._finalError = self._finalError or NotConnected("this client has stopped")
+        stopped: Deferred[None] = Deferred()
+        self._stopWaiters.append(stopped)
+        if self._connection is not None:
+            self._connection.disconnect()
+        elif self._trying is not None:
+            self._trying.cancel()
+        return stopped
 
-        def finished(_: object) -> None:
-            waiters, self._onlineWaiters = self._onlineWaiters, []
-            for waiter in waiters:
-                waiter.errback(Failure(error))
-            for incoming in list(self._incoming.values()):
-                incoming.giveUp()
-            self._callOver(CallOutcome(False, EndCode.PEER_LOST, str(error)))
+    async def _stayConnected(self, started: Deferred[None]) -> None:
+        """Connect, register, and do so again whenever the connection is lost, until there is a final error."""
+        # Twisted's ClientService would do this, but a registration that is refused leaves its machine without a
+        # transition: it knows no connection that is lost before it was prepared.
+        attempt = 0
+        while self._finalError is None:
+            try:
+                self._trying = Deferred.fromCoroutine(self._connect(attempt))
+                connection = await self._trying
+            except Exception as e:  # noqa: BLE001 - endpoints fail with what their transport raises
+                self._trying = None
+                if isinstance(e, ServerError) and e.code in FINAL_ERRORS:
+                    self._finalError = self._finalError or e
+                if not started.called:
+                    why = self._finalError or e
+                    self._finalError = self._finalError or NotConnected("this client has stopped")
+                    self._over()
+                    started.errback(Failure(why))
+                    return
+                attempt += 1
+                continue
+            self._trying = None
+            attempt = 1
+            lost = connection.whenLost()
+            self._registered(connection)
+            if not started.called:
+                started.callback(None)
+            self._connectionLost(await lost)
+        self._over()
+        if isinstance(self._finalError, ServerError):
+            self._tell(self._listener.stopped, self._finalError)
 
-        return stopped.addCallback(finished)
+    async def _connect(self, attempt: int) -> Connection:
+        """Return a registered connection."""
+        if attempt:
+            await self.sleep(backoff(attempt))
+        connection = cast(Connection, await self._endpoint.connect(Factory.forProtocol(self._makeConnection)))
+        try:
+            await connection.register()
+        except Exception:
+            connection.abort()
+            raise
+        return connection
+
+    def _over(self) -> None:
+        """The client has stopped."""
+        self._isRunning = False
+        error = self._finalError
+        assert error is not None
+        waiters, self._onlineWaiters = self._onlineWaiters, []
+        for waiter in waiters:
+            waiter.errback(Failure(error))
+        for incoming in list(self._incoming.values()):
+            incoming.giveUp()
+        self._callOver(CallOutcome(False, EndCode.PEER_LOST, str(error)))
+        stopWaiters, self._stopWaiters = self._stopWaiters, []
+        for stopped in stopWaiters:
+            stopped.callback(None)
 
     def whenOnline(self) -> Deferred[None]:
         """Return a Deferred that fires when there is a registered connection; fails if the client stops before."""
@@ -199,55 +255,46 @@ class Client:
             self.userId.encode(),
             self._credential,
             self._frameReceived,
-            self._listener.errorReceived,
-            self._connectionLost,
+            lambda error: self._tell(self._listener.errorReceived, error),
         )
 
-    def _prepare(self, proxy: Any) -> Deferred[None]:
-        connection: Connection = proxy._protocol if hasattr(proxy, "_protocol") else proxy
+    def _registered(self, connection: Connection) -> None:
+        self._connection = connection
+        waiters, self._onlineWaiters = self._onlineWaiters, []
+        if self._watching:
+            self._watchAgain()
+        self._checkCall(connection)
+        self._tell(self._listener.connected)
+        for waiter in waiters:
+            waiter.callback(None)
 
-        def registered(_: None) -> None:
-            self._connection = connection
-            waiters, self._onlineWaiters = self._onlineWaiters, []
-            if self._watching:
-                self._list(PresenceOp.SUBSCRIBE).addErrback(self._logFailure)
-            self._checkCall(connection)
-            self._listener.connected()
-            for waiter in waiters:
-                waiter.callback(None)
+    def _connectionLost(self, reason: ClientError) -> None:
+        self._connection = None
+        if isinstance(reason, ServerError) and reason.code in FINAL_ERRORS:
+            self._finalError = self._finalError or reason
+        if self._dialling is not None:
+            self._abandoned, dialled = self._dialling
+            self._dialling = None
+            dialled.errback(Failure(reason))
+        listing, self._listing = self._listing, None
+        if listing is not None:
+            listing.errback(Failure(reason))
+        for outgoing in list(self._outgoing.values()):
+            outgoing.connectionLost()
+        for incoming in list(self._incoming.values()):
+            if incoming.isAccepted:
+                incoming.connectionLost()
+            else:
+                self._withdraw(incoming)
+        if self._finalError is None or self._finalError is reason:
+            self._tell(self._listener.disconnected, reason)
 
-        def refused(failure: Failure) -> Failure:
-            connection.abort()
-            return failure
-
-        return connection.register().addCallbacks(registered, refused)
-
-    def _connectionLost(self, connection: Connection, reason: ClientError) -> None:
-        final = isinstance(reason, ServerError) and reason.code in FINAL_ERRORS
-        if final:
-            self._finalError = reason
-        wasRegistered = connection is self._connection
-        if wasRegistered:
-            self._connection = None
-            if self._dialling is not None:
-                _, dialled = self._dialling
-                self._dialling = None
-                dialled.errback(Failure(reason))
-            listing, self._listing = self._listing, None
-            if listing is not None:
-                listing.errback(Failure(reason))
-            for outgoing in list(self._outgoing.values()):
-                outgoing.connectionLost()
-            for incoming in list(self._incoming.values()):
-                if incoming.isAccepted:
-                    incoming.connectionLost()
-                else:
-                    self._withdraw(incoming)
-            if final or self._finalError is None:
-                self._listener.disconnected(reason)
-        if final and wasRegistered:
-            self.stop().addErrback(self._logFailure)
-            self._listener.stopped(reason)
+    def _tell(self, method: Callable[..., None], *arguments: object) -> None:
+        """Call a method of the listener; what it raises is logged and harms nothing."""
+        try:
+            method(*arguments)
+        except Exception:  # noqa: BLE001 - an application's fault is its own
+            self._log.failure("The listener failed in {method}", method=method.__name__)
 
     def _logFailure(self, failure: Failure) -> None:
         self._log.warn("{user!r}: {error}", user=self.userId, error=failure.getErrorMessage())
@@ -261,7 +308,11 @@ class Client:
         @return: fires when the server has passed it on; fails with L{ServerError} if it did not, and with
             L{NotConnected} if that is not known.
         """
-        return self._ask(MessageType.TEXT, to, text.encode())
+        try:
+            data = text.encode()
+        except UnicodeEncodeError as e:
+            return fail(ClientError(f"this is no text: {e}"))
+        return self._ask(MessageType.TEXT, to, data)
 
     def users(self) -> Deferred[list[str]]:
         """Return a Deferred that fires with the other users online."""
@@ -274,7 +325,28 @@ class Client:
         @return: as L{users}.
         """
         self._watching = True
-        return self._list(PresenceOp.SUBSCRIBE)
+        return self._list(PresenceOp.SUBSCRIBE).addCallback(self._nowOnline)
+
+    def _nowOnline(self, users: list[str]) -> list[str]:
+        """Remember who is online."""
+        self._known = set(users)
+        return users
+
+    def _watchAgain(self) -> None:
+        """Over a new connection, subscribe again and tell what has changed meanwhile."""
+        if not self.isOnline:
+            return
+
+        def tellChanges(users: list[str]) -> None:
+            before, self._known = self._known, set(users)
+            for user in sorted(before ^ self._known):
+                self._tell(self._listener.presenceChanged, user, user in self._known)
+
+        def tooOften(failure: Failure) -> None:
+            failure.trap(ServerError)
+            self._reactor.callLater(WATCH_AGAIN_AFTER, self._watchAgain)
+
+        self._list(PresenceOp.SUBSCRIBE).addCallbacks(tellChanges, tooOften).addErrback(self._logFailure)
 
     def _list(self, op: PresenceOp) -> Deferred[list[str]]:
         if self._listing is not None:
@@ -295,18 +367,22 @@ class Client:
         if userId:
             isOnline = data == b"\1"
             if self._listing is None:
-                self._listener.presenceChanged(userId, isOnline)
+                self._presenceChanged(userId, isOnline)
             elif len(self._listed) < MAX_LISTED:
                 self._listed.append((userId, isOnline))
             return
+        count = decodeU32(data)
         listing, self._listing = self._listing, None
         if listing is not None:
-            count = decodeU32(data)
             first = max(0, len(self._listed) - count)
             before, self._listed = self._listed[:first], self._listed[first:]
             for user, isOnline in before:
-                self._listener.presenceChanged(user, isOnline)
+                self._presenceChanged(user, isOnline)
             listing.callback([user for user, _ in self._listed])
+
+    def _presenceChanged(self, userId: str, isOnline: bool) -> None:
+        (self._known.add if isOnline else self._known.discard)(userId)
+        self._tell(self._listener.presenceChanged, userId, isOnline)
 
     # -- calls
 
@@ -338,16 +414,33 @@ class Client:
         self._connection.sendFrame(messageType, peer.encode(), data)
         return True
 
+    def sendMedia(self, peer: str, media: bytes) -> bool:
+        """For a call: send media if there is room for it now."""
+        if self._connection is None or self._connection.isFull:
+            return False
+        try:
+            self._connection.sendFrame(MessageType.MEDIA_DATA, peer.encode(), media)
+        except WireError:
+            return False
+        return True
+
     def _callFrame(self, messageType: int, peer: str, data: bytes) -> None:
         callId, rest = splitId(data)
         current = self.currentCall
         isCurrent = current is not None and current.callId == callId.hex()
         if messageType == MessageType.CALL_REQUEST:
-            if not isCurrent and rest:
+            if isCurrent and current is not None:
+                current.stands()
+            elif len(rest) == 1 and self._abandoned == peer:
+                self._endOrphan(peer, callId)
+            elif rest:
                 self._rings(peer, callId, rest[0], rest[1:])
         elif messageType == MessageType.CALL_ACCEPT:
             if isCurrent and current is not None:
                 current.accepted(rest)
+                current.stands()
+            else:
+                self._endOrphan(peer, callId)
         else:
             code, text = splitReason(rest)
             rejected = messageType == MessageType.CALL_REJECT
@@ -357,6 +450,10 @@ class Client:
                 _, dialled = self._dialling
                 self._dialling = None
                 dialled.errback(Failure(CallRejected(code, text.decode("utf-8", "replace"))))
+
+    def _endOrphan(self, peer: str, callId: bytes) -> None:
+        """End a call of this user's that nobody here knows of: of a process before this one, or given up."""
+        self.sendCallFrame(MessageType.CALL_END, peer, callId)
 
     def _rings(self, peer: str, callId: bytes, flags: int, offer: bytes) -> None:
         """Our own request is confirmed, or somebody calls; if both at once (glare), that is one call."""
@@ -369,7 +466,7 @@ class Client:
             self._dialling = None
             dialling[1].callback(call)
         else:
-            self._listener.callReceived(call)
+            self._tell(self._listener.callReceived, call)
 
     def _callOver(self, outcome: CallOutcome) -> None:
         call, self.currentCall = self.currentCall, None
@@ -379,12 +476,13 @@ class Client:
     def _checkCall(self, connection: Connection) -> None:
         """After a registration the call's frame follows at once; where none follows the call is over."""
         call = self.currentCall
-        if call is None:
+        if call is None and not self._abandoned:
             return
         framesBefore = self._callFrames
 
         def handled(_: None) -> None:
-            if self._callFrames == framesBefore and self.currentCall is call:
+            self._abandoned = ""
+            if call is not None and self._callFrames == framesBefore and self.currentCall is call:
                 self._callOver(CallOutcome(False, EndCode.PEER_LOST, "it ended while there was no connection"))
 
         connection.ask(MessageType.HEARTBEAT, b"").addCallbacks(handled, lambda _: None)
@@ -409,12 +507,29 @@ class Client:
         """For transfers: fire after a while."""
         return deferLater(self._reactor, seconds)
 
+    def callLater(self, seconds: float, f: Callable[[], None]) -> IDelayedCall:
+        """For transfers: call C{f} after a while."""
+        return self._reactor.callLater(seconds, f)
+
+    def command(self, peer: str, op: FileOp, transferId: bytes, rest: bytes) -> None:
+        """For transfers: send an op that is not awaited; what the server finds wrong with it goes to the listener."""
+
+        def failed(failure: Failure) -> None:
+            if failure.check(ServerError):
+                self._tell(self._listener.errorReceived, failure.value)
+
+        self.askFile(peer, op, transferId, rest).addErrback(failed)
+
     def askFile(self, peer: str, op: FileOp, transferId: bytes, rest: bytes) -> Deferred[None]:
         """For transfers: send an op and learn whether the server took it."""
         return self._ask(MessageType.FILE, peer, bytes((op,)) + transferId + rest)
 
     def sendFileFrame(self, peer: str, op: FileOp, transferId: bytes, rest: bytes) -> None:
-        """For transfers: send an op, if there is a connection; if not, the transfer has been told so."""
+        """
+        For transfers: send a CHUNK, CREDIT or DONE, if there is a connection; if not, the transfer has been told so.
+
+        These the server answers with nothing, or with a CANCEL.
+        """
         if self._connection is not None:
             self._connection.sendFrame(MessageType.FILE, peer.encode(), bytes((op,)) + transferId + rest)
 
@@ -438,6 +553,16 @@ class Client:
         """For transfers: it is over."""
         self._incoming.pop((file.sender, file.transferId), None)
 
+    def confirm(self, sender: str, transferId: bytes, sha256: bytes) -> None:
+        """For transfers: tell the sender that we have it; if that gets lost, tell it when it offers the file again."""
+
+        def failed(failure: Failure) -> None:
+            self._unconfirmed[sender, transferId] = sha256
+            while len(self._unconfirmed) > MAX_INCOMING:
+                del self._unconfirmed[next(iter(self._unconfirmed))]
+
+        self.askFile(sender, FileOp.RECEIVED, transferId, b"").addErrback(failed)
+
     def _fileFrame(self, peer: str, data: bytes) -> None:
         op = data[0] if data else -1
         transferId, rest = splitId(data[1:])
@@ -448,12 +573,15 @@ class Client:
             offer = FileOffer.decode(rest)
             if incoming is not None and incoming.isAccepted:
                 incoming.event(op, rest)
+            elif self._unconfirmed.get(key) == offer.sha256:
+                self.command(peer, FileOp.ACCEPT, transferId, encodeOffset(offer.size))
             elif len(self._incoming) >= MAX_INCOMING:
-                self.sendFileFrame(peer, FileOp.CANCEL, transferId, bytes((CancelCode.DECLINED,)) + b"too many files")
+                self.command(peer, FileOp.CANCEL, transferId, bytes((CancelCode.DECLINED,)) + b"too many files")
             else:
                 incoming = self._incoming[key] = IncomingFile(self, peer, transferId, offer)
-                self._listener.fileOffered(incoming)
-        elif op in (FileOp.ACCEPT, FileOp.RECEIVED, FileOp.CREDIT):
+                self._tell(self._listener.fileOffered, incoming)
+            return
+        if op in (FileOp.ACCEPT, FileOp.RECEIVED, FileOp.CREDIT):
             if outgoing is not None:
                 outgoing.event(op, rest)
         elif incoming is not None and incoming.isAccepted:
@@ -462,26 +590,35 @@ class Client:
             self._withdraw(incoming)
         elif outgoing is not None and op == FileOp.CANCEL:
             outgoing.event(op, rest)
+        elif key in self._unconfirmed and op == FileOp.DONE:
+            self.confirm(peer, transferId, self._unconfirmed.pop(key))
 
     def _withdraw(self, incoming: IncomingFile) -> None:
         self.removeIncoming(incoming)
-        self._listener.fileWithdrawn(incoming)
+        self._tell(self._listener.fileWithdrawn, incoming)
 
     # -- frames
 
     def _ask(self, messageType: MessageType, to: str, data: bytes) -> Deferred[None]:
         if self._connection is None:
             return fail(self._finalError or NotConnected("there is no connection now"))
-        return self._connection.ask(messageType, to.encode(), data)
+        try:
+            userId = to.encode()
+            if to:
+                checkUserId(userId)
+        except (WireError, UnicodeEncodeError) as e:
+            text = e.text if isinstance(e, WireError) else "a user ID is UTF-8"
+            return fail(ServerError(ErrorCode.BAD_REQUEST, text))
+        return self._connection.ask(messageType, userId, data)
 
     def _frameReceived(self, messageType: int, userId: bytes, data: bytes) -> None:
         user = userId.decode("utf-8", "replace")
         if messageType == MessageType.MEDIA_DATA:
             call = self.currentCall
             if call is not None and call.peer == user:
-                call.mediaReceived(data)
+                self._tell(call.mediaReceived, data)
         elif messageType == MessageType.TEXT:
-            self._listener.textReceived(user, data.decode("utf-8", "replace"))
+            self._tell(self._listener.textReceived, user, data.decode("utf-8", "replace"))
         elif messageType == MessageType.FILE:
             self._fileFrame(user, data)
         elif messageType == MessageType.PRESENCE:
@@ -489,7 +626,7 @@ class Client:
         elif messageType in _CALL_TYPES:
             self._callFrames += 1
             self._callFrame(messageType, user, data)
-        else:
+        elif messageType not in (MessageType.DELAY, MessageType.ACK, MessageType.AUTH_RESPONSE):
             raise WireError(ErrorCode.BAD_REQUEST, f"a frame of type {messageType}")
 
 
