@@ -714,13 +714,16 @@ def run(server: Server, asked: argparse.Namespace, tally: Tally, figures: Figure
     figures.took = time.monotonic() - began
     deadline = time.monotonic() + LEAVE_WITHIN
     # The connection that asked who stays is closed at once, but not before the server has seen that.
-    while (stay := whoStays(server)) != len(PAIR) or (time.sleep(0.1) or openFiles(server)) > files:
+    while True:
+        stay = whoStays(server)
+        time.sleep(0.1)
+        if stay == len(PAIR) and openFiles(server) <= files:
+            break
         if time.monotonic() > deadline:
             tally.findings.append(
                 f"{stay} are online instead of {len(PAIR)}, with {openFiles(server)} open files instead of {files}"
             )
             break
-        time.sleep(0.2)
     control.send("stop")
     figures.beside = control.recv()
     process.join()

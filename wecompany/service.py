@@ -212,7 +212,7 @@ def _raiseOpenFiles() -> float:
     except ImportError:  # Windows
         return math.inf
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (hard, MACOS_OPEN_MAX):
+    for limit in (hard, max(soft, MACOS_OPEN_MAX)):
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         except (OSError, ValueError) as e:  # macOS names no hard limit and has one

@@ -94,6 +94,9 @@ def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
         host, port = server, "8888"
     if not (host and port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536):
         raise Problem(f"--server {server}: this is not HOST:PORT")
+    isBracketed = host.startswith("[") and host.endswith("]")
+    if not isBracketed and set(host) & set(":[]"):
+        raise Problem(f"--server {server}: an IPv6 address stands in brackets, as in [::1]:8888")
     return HostnameEndpoint(reactor, host.strip("[]"), int(port))
 
 
