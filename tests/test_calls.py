@@ -1432,6 +1432,22 @@ class ObserverTests(CallScene):
         self.server.advance(1)
         self.assertEqual(self.server.clock.getDelayedCalls(), [])
 
+    def test_redialsWhoLeaves(self) -> None:
+        """Nor does one that calls when a stopping server lets its clients go; the server can be used again."""
+
+        def redial(userId: str) -> None:
+            self.calls.initiateCall("alice", "bob")
+
+        self.recorder.clientDisconnected = redial  # type: ignore[method-assign]
+        stopped = self.server.factory.stopServer()
+        self.server.pump()
+        self.drop(*self.clients)
+        self.successResultOf(stopped)
+        self.server.advance(1)
+        self.assertEqual(self.server.clock.getDelayedCalls(), [])
+        self.open()
+        self.talk()
+
     def test_failing(self) -> None:
         """What an observer raises is logged and harms no call."""
         self.recorder.react = {event: lambda session: [][0] for event in ("initiated", "accepted", "rejected", "ended")}

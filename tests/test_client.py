@@ -1234,6 +1234,15 @@ class RubbishTests(ScriptedTestCase):
             self.assertTrue(client.isOnline)
             self.heard.take()
 
+    def test_futureTypes(self) -> None:
+        """Frames of types that this client does not know, or has no use for, change nothing."""
+        client = self.begin()
+        for kind in (MessageType.DELAY, MessageType.ACK, MessageType.AUTH_RESPONSE, MessageType.GROUP, 200):
+            self.connection.send(kind, b"bob", bytes(8))
+        self.connection.send(TEXT, b"bob", b"behind it")
+        self.assertEqual(self.heard.take(), [("text", "bob", "behind it")])
+        self.assertTrue(client.isOnline)
+
     def test_badCount(self) -> None:
         """A list whose count is no number fails with the connection."""
         client = self.begin()

@@ -478,6 +478,18 @@ class EndTests(FileScene):
         self.assertRefused(ErrorCode.BAD_REQUEST, "bob", CANCEL, b"\0" + b"x" * 1_025)
         self.assertPassedOn("bob", CANCEL, b"\0" + b"x" * 1_024)
 
+    def test_creditOfATryBefore(self) -> None:
+        """A CREDIT that crosses a second offer of the same file is dropped and counted; the offer stands."""
+        self.accepted()
+        self.sent(50)
+        self.op("alice", CANCEL, b"\1")
+        self.offered()
+        before = self.server.factory.counters["file frames dropped: transfer over"]
+        self.op("bob", CREDIT, u64(50))
+        self.assertTold({})
+        self.assertEqual(self.server.factory.counters["file frames dropped: transfer over"], before + 1)
+        self.assertPassedOn("bob", ACCEPT, u64(50))
+
     def test_late(self) -> None:
         """However a transfer ended: CHUNK, CREDIT and DONE within 32 s are dropped and counted, then badRequests."""
         for ending in (

@@ -294,6 +294,29 @@ class SocketTests(SynchronousTestCase):
             self.advance(1)
         self.assertEqual(self.factory.getOnlineUsers(), ["slow"])
 
+    def test_littleWaits(self) -> None:
+        """A client that takes nothing for 60 s is closed though little waits for it, heartbeats or not."""
+        self.factory.sendMessage("slow", b"a little")
+        for second in range(1, 63):
+            self.protocol.dataReceived(encodeFrame(MessageType.HEARTBEAT, b""))
+            self.advance(1)
+            if second < 60:
+                self.assertEqual(self.factory.getOnlineUsers(), ["slow"], second)
+        self.assertEqual(self.factory.getOnlineUsers(), [])
+
+    def test_faultOfOne(self) -> None:
+        """A transport that cannot be written to keeps nothing from the others that the same chunk is for."""
+        other = self.factory.buildProtocol(None)
+        socket = Socket(self.reactor, other)
+        other.makeConnection(socket)
+        other.dataReceived(encodeFrame(MessageType.HEARTBEAT, b"other"))
+        self.socket.write = lambda data: [][1]  # type: ignore[method-assign]
+        text = encodeFrame(MessageType.TEXT, b"other", b"hi")
+        self.protocol.dataReceived(encodeFrame(MessageType.TEXT, b"slow", b"hi") + text)
+        socket.take(1000)
+        self.assertEqual(socket.texts(), [b"hi"])
+        self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
+
     def test_nothingAfterAGap(self) -> None:
         """When a message does not fit any more, none that comes after it is delivered."""
         texts = [b"%d" % i + bytes(60_000) for i in range(80)] + [b"small"]

@@ -9,14 +9,17 @@ from unittest import skipUnless
 
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredQueue
-from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, serverFromString, wrapClientTLS
 from twisted.internet.interfaces import IHalfCloseableProtocol, IListeningPort
 from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from zope.interface import implementer
 
+from tests import temporaryFolder
+from tests.test_transports import makeCertificate
 from wecompany.poller import MAX_EVENTS, Poller, fastest
 from wecompany.server import WeCompanyFactory
 from wecompany.wire import MessageType, encodeFrame
@@ -180,6 +183,43 @@ class PollerTests(TestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         otherClient.transport.write(b"still here")
         self.assertEqual(await other.data.get(), b"still here")
+
+    async def test_faultAtTheEnd(self) -> None:
+        """A protocol that raises even when it is told of its loss harms no other connection."""
+        server, client = await self.pair()
+        other, otherClient = await self.pair()
+        server.dataReceived = lambda data: 1 / 0
+
+        def lost(reason: Failure) -> None:
+            server.lost.callback("")
+            raise KeyError
+
+        server.connectionLost = lost
+        client.transport.write(b"x")
+        await server.lost
+        await deferLater(reactor, 0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError, KeyError)), 2)
+        otherClient.transport.write(b"still here")
+        self.assertEqual(await other.data.get(), b"still here")
+
+    async def test_tls(self) -> None:
+        """TLS goes on top as it does on a reactor's own ports."""
+        folder = temporaryFolder(self)
+        makeCertificate(folder / "key.pem", folder / "cert.pem")
+        description = f"ssl:0:interface=127.0.0.1:privateKey={folder}/key.pem:certKey={folder}/cert.pem"
+        server, client = Recorder(), Recorder()
+        endpoint = serverFromString(self.poller, description)
+        port: Any = await endpoint.listen(Factory.forProtocol(lambda: server))
+        plain = TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port)
+        await wrapClientTLS(CertificateOptions(), plain).connect(Factory.forProtocol(lambda: client))
+        cast(Any, client.transport).write(b"question")
+        self.assertEqual(await server.data.get(), b"question")
+        cast(Any, server.transport).write(b"answer")
+        self.assertEqual(await client.data.get(), b"answer")
+        cast(Any, client.transport).loseConnection()
+        await server.lost
+        await client.lost
+        await port.stopListening()
 
     async def test_starvesNobody(self) -> None:
         """With sockets that are always ready the reactor's timers still run, and each socket has its turn."""
