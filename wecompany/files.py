@@ -18,6 +18,7 @@ receiver never gets more than it has room for and a sender always learns how its
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 
 from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -99,6 +100,16 @@ class FileTransfers:
         self._offered: Counter[tuple[bytes, bool]] = Counter()
         self._accepted: Counter[tuple[bytes, bool]] = Counter()
         self._ended: OrderedDict[Key, float] = OrderedDict()
+        # Each is called with (user, peer, transfer ID, what follows it, the whole data).
+        self._handlers: dict[int, Callable[[bytes, bytes, bytes, bytes, bytes], None]] = {
+            FileOp.OFFER: self._offer,
+            FileOp.ACCEPT: self._accept,
+            FileOp.CHUNK: self._chunk,
+            FileOp.DONE: self._done,
+            FileOp.RECEIVED: self._received,
+            FileOp.CANCEL: self._cancel,
+            FileOp.CREDIT: self._credit,
+        }
 
     def frameReceived(self, user: bytes, peer: bytes, data: bytes) -> None:
         """
@@ -108,24 +119,11 @@ class FileTransfers:
         """
         if not data:
             raise WireError(ErrorCode.BAD_REQUEST, "a FILE has an op")
-        op = data[0]
+        handler = self._handlers.get(data[0])
         transferId, rest = splitId(data[1:])
-        if op == FileOp.CHUNK:
-            self._chunk(user, peer, transferId, rest, data)
-        elif op == FileOp.CREDIT:
-            self._credit(user, peer, transferId, rest, data)
-        elif op == FileOp.OFFER:
-            self._offer(user, peer, transferId, rest, data)
-        elif op == FileOp.ACCEPT:
-            self._accept(user, peer, transferId, rest, data)
-        elif op == FileOp.DONE:
-            self._done(user, peer, transferId, rest, data)
-        elif op == FileOp.RECEIVED:
-            self._received(user, peer, transferId, rest, data)
-        elif op == FileOp.CANCEL:
-            self._cancel(user, peer, transferId, rest, data)
-        else:
-            raise WireError(ErrorCode.BAD_REQUEST, f"there is no file op {op}")
+        if handler is None:
+            raise WireError(ErrorCode.BAD_REQUEST, f"there is no file op {data[0]}")
+        handler(user, peer, transferId, rest, data)
 
     def userLost(self, user: bytes) -> None:
         """Cancel all transfers of a user who has no connection any more; the others can offer or accept them again."""
