@@ -688,6 +688,7 @@ class VideoCallServer:
         call.lastWord = over
         if call.timer is not None and call.timer.active():
             call.timer.cancel()
+        call.timer = None
         for party in (call.caller, call.callee):
             self._isBack(call, party)
             del self._callOf[party]
