@@ -10,6 +10,7 @@ from unittest import skipUnless
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredQueue
 from twisted.internet.endpoints import TCP4ClientEndpoint, serverFromString, wrapClientTLS
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.interfaces import IHalfCloseableProtocol, IListeningPort
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.ssl import CertificateOptions
@@ -246,6 +247,43 @@ class PollerTests(TestCase):
             await cast(Any, port).stopListening()
             self.assertNotIn(self.poller, reactor.getReaders())
         self.assertEqual(self.poller.fileno(), -1)
+
+    async def test_closedFirst(self) -> None:
+        """A socket that was closed before it was taken out is taken out all the same."""
+        one, other = socket.socketpair()
+        self.addCleanup(other.close)
+        reader = AlwaysReady(one)
+        self.poller.addReader(reader)
+        one.close()
+        self.poller.removeReader(reader)
+        self.poller.removeWriter(reader)
+        self.assertEqual(self.poller.getReaders(), [])
+        self.assertNotIn(self.poller, reactor.getReaders())
+
+    async def test_closedByOneBefore(self) -> None:
+        """A socket that is closed while its event waits its turn is not served any more."""
+        first, second = await self.pair(), await self.pair()
+        served = []
+
+        def closeTheOther(which: int, data: bytes) -> None:
+            served.append(which)
+            (second if which == 1 else first)[0].transport.connectionLost(Failure(ConnectionAborted()))
+
+        first[0].dataReceived = lambda data: closeTheOther(1, data)
+        second[0].dataReceived = lambda data: closeTheOther(2, data)
+        first[1].transport.getHandle().send(b"x")
+        second[1].transport.getHandle().send(b"x")
+        self.poller.doRead()
+        self.assertEqual(len(served), 1)
+
+    async def test_reactorStops(self) -> None:
+        """When the reactor loses the poller, it lets all its sockets go."""
+        one, other = socket.socketpair()
+        self.addCleanup(one.close)
+        self.addCleanup(other.close)
+        self.poller.addReader(AlwaysReady(one))
+        self.poller.connectionLost(Failure(ConnectionAborted()))
+        self.assertEqual(self.poller.getReaders(), [])
 
     async def test_adopted(self) -> None:
         """A listening socket that was opened by somebody else, as by systemd, is served; a UNIX one by the reactor."""
