@@ -9,7 +9,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import ConnectionLost, ConnectionRefusedError
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Protocol
@@ -355,6 +355,17 @@ class RegistrationTests(ClientTestCase):
         self.settled(client.stop())
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 3)
 
+    def test_startCancelled(self) -> None:
+        """A start() that is cancelled stops the client."""
+        self.server.login("alice")
+        client = self.make()
+        started = client.start()
+        self.server.pump()
+        started.cancel()
+        self.failed(started, CancelledError)
+        self.server.advance(100)
+        self.assertFalse(client.isOnline)
+
     def test_stopWhileStarting(self) -> None:
         """If a client is stopped while it registers, start() fails with a ClientError, and nothing more is tried."""
         self.server.login("alice")
@@ -651,6 +662,15 @@ class TextTests(ClientTestCase):
         """What can be no frame fails through the Deferred, as all else that goes wrong does."""
         for to, text in (("x" * 100_000, ""), ("\ud800", ""), ("bob", "\ud800")):
             self.failed(self.alice.sendText(to, text), ClientError)
+
+    def test_askedAgainWhenLost(self) -> None:
+        """Who asks again as soon as the loss is known learns that there is no connection."""
+        again: list[Deferred[None]] = []
+        sent = self.alice.sendText("bob", "1")
+        sent.addErrback(lambda failure: again.append(self.alice.sendText("bob", "2")))
+        cast(Any, self.server)._ends[-1].lose(ConnectionLost())
+        self.server.pump()
+        self.failed(again[0], NotConnected)
 
     def test_notConnected(self) -> None:
         """Without a connection a text fails with NotConnected, and so does one whose answer did not come in time."""
@@ -1052,6 +1072,16 @@ class CallTests(ClientTestCase):
         self.assertEqual(self.settled(incoming.end()), incoming.outcome)
         self.assertEqual(self.bobHeard.events, [])
 
+    def test_cancelledDial(self) -> None:
+        """A call whose Deferred is cancelled before it rings does not ring on."""
+        dialled = self.alice.call("bob")
+        dialled.cancel()
+        self.failed(dialled, CancelledError)
+        (call,) = self.bobHeard.calls
+        self.assertEqual(call.outcome and call.outcome.code, EndCode.CANCELLED)
+        self.assertIsNone(self.alice.currentCall)
+        self.active()
+
     def test_tooMuchMedia(self) -> None:
         """Media that fits into no frame is not sent, and sendMedia says so."""
         outgoing, _ = self.active()
@@ -1085,6 +1115,17 @@ class ScriptedCallTests(ScriptedTestCase):
         self.server.advance(2)
         self.assertTrue(client.isOnline)
         self.assertEqual(self.heard.calls, [])
+
+    def test_newsOfAnotherCall(self) -> None:
+        """What the server tells of another call when the client comes back says nothing of its own, which is over."""
+        client = self.begin()
+        self.connection.send(MessageType.CALL_REQUEST, b"bob", CALL_ID + b"\0")
+        (call,) = self.heard.calls
+        self.server.cut()
+        self.scripted.greeting += encodeFrame(MessageType.CALL_REJECT, b"carol", CALL_ID[::-1] + b"\3")
+        self.server.advance(2)
+        self.assertTrue(client.isOnline)
+        self.assertEqual(call.outcome and call.outcome.code, EndCode.PEER_LOST)
 
     def test_replacedByAnother(self) -> None:
         """A call that the server tells of while another is in mind takes that one's place, which is over."""

@@ -250,6 +250,33 @@ class RefusedTests(FilesTestCase):
         self.refused(alice.sendFile("nobody", self.file(10)), ErrorCode.OFFLINE)
         self.refused(alice.sendFile("alice", self.file(10)), ErrorCode.BAD_REQUEST)
 
+    def test_longWords(self) -> None:
+        """However long the words are with which a file is declined, it is."""
+        alice = self.start("alice")
+        self.start("bob", self.heard)
+        for words in ("x" * 2_000, "\udcff"):
+            sent = alice.sendFile("bob", self.file(10))
+            self.server.pump()
+            self.heard.files[-1].decline(words)
+            self.cancelled(sent, CancelCode.DECLINED)
+
+    def test_declinedAfterAll(self) -> None:
+        """A file that is declined when it was accepted already is given up on both sides."""
+        alice, _ = self.begin()
+        self.once(lambda: self.taking.files[0].decline("enough"))
+        sent = alice.sendFile("bob", self.file(5_000_000))
+        self.cancelled(sent, CancelCode.DECLINED)
+        self.cancelled(self.taking.results[0], CancelCode.DECLINED)
+
+    def test_acceptedTooLate(self) -> None:
+        """Accepting a file that was withdrawn with the connection fails."""
+        alice = self.start("alice")
+        self.start("bob", self.heard)
+        alice.sendFile("bob", self.file(10)).addErrback(lambda failure: None)
+        self.server.pump()
+        self.server.cut()
+        self.failed(self.heard.files[0].accept(self.target), NotConnected)
+
     def test_badName(self) -> None:
         """A file whose name the protocol does not take fails with a ClientError and leaves nothing behind."""
         alice, _ = self.begin()

@@ -351,6 +351,11 @@ def splitReason(data: bytes) -> tuple[int, bytes]:
     return data[0], checkLength(data[1:], MAX_REASON, "a reason")
 
 
+def encodeReason(text: str) -> bytes:
+    """Return as much of a reason as may be sent: what a person typed is cut rather than refused."""
+    return text.encode("utf-8", "replace")[:MAX_REASON].decode("utf-8", "ignore").encode()
+
+
 @frozen
 class FileOffer:
     """

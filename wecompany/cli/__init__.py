@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from wecompany._version import version
-from wecompany.cli.running import EXIT_INTERRUPTED, EXIT_USAGE, Problem, run, say
+from wecompany.cli.running import EXIT_INTERRUPTED, EXIT_USAGE, Problem, isFile, run, say
 from wecompany.cli.tone import MAX_TONE
 from wecompany.wire import MAX_PAYLOAD, WireError, checkUserId
 
@@ -32,14 +32,17 @@ def _userId(value: str) -> str:
 
 def _folder(value: str) -> Path:
     path = _path(value)
-    if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{value} is not a folder")
-    return path
+    try:
+        if path.is_dir():
+            return path
+    except OSError:  # no access, or a name that no folder can have
+        pass
+    raise argparse.ArgumentTypeError(f"{value} is not a folder")
 
 
 def _file(value: str) -> Path:
     path = _path(value)
-    if not path.is_file():
+    if not isFile(path):
         raise argparse.ArgumentTypeError(f"{value} is not a file")
     return path
 
@@ -144,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(options)
     except Problem as e:
         say(f"wecompany: {e}")
+        return EXIT_USAGE
+    except UnicodeDecodeError:
+        say("wecompany: the standard input is not text")
         return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED

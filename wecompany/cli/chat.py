@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from wecompany.cli.progress import size
-from wecompany.cli.running import EXIT_NO_CONNECTION, EXIT_OK, Command, printable, startClient
+from wecompany.cli.running import EXIT_NO_CONNECTION, EXIT_OK, Command, isFile, lostText, printable, startClient
 from wecompany.cli.terminal import Terminal, terminalRestored
 from wecompany.client import (
     Call,
@@ -184,7 +184,7 @@ class Chat(ClientListener):
             self._show(f"! {e}")
             return
         to = words[1] if len(words) > 1 else self._partner
-        if not to or not path.is_file():
+        if not to or not isFile(path):
             self._show(f"{path} is not a file" if to else "To whom? /file PATH bob")
             return
         self._show(f"* offering {path.name} to {to}")
@@ -229,7 +229,7 @@ class Chat(ClientListener):
     def disconnected(self, reason: ClientError) -> None:
         self._wasLost = True
         if not self.finished.called:
-            self._show(f"! {reason}; trying to get it back")
+            self._show(f"! {lostText(reason)}")
 
     def stopped(self, reason: ClientError) -> None:
         self._show(f"! {reason}")

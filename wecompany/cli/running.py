@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -56,7 +58,22 @@ def printable(text: str) -> str:
 
 def say(text: str) -> None:
     """Tell the person at the terminal how it goes, on the standard error; whatever is in it, it is made printable."""
-    print(printable(text), file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def lostText(reason: ClientError) -> str:
+    """Return what to say when the connection was lost."""
+    isFinal = isinstance(reason, ServerError) and reason.code in FINAL_ERRORS
+    return str(reason) if isFinal else f"{reason}; trying to get it back."
+
+
+def isFile(path: Path) -> bool:
+    """Return whether there is a file that one may look at."""
+    try:
+        return path.is_file()
+    except OSError:  # no access, or a name that no file can have
+        return False
 
 
 class Announcer(ClientListener):
@@ -71,7 +88,7 @@ class Announcer(ClientListener):
 
     def disconnected(self, reason: ClientError) -> None:
         self._wasLost = True
-        say(f"{reason}; trying to get it back.")
+        say(lostText(reason))
 
 
 def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
@@ -172,7 +189,7 @@ def run(options: argparse.Namespace) -> int:
             return ended
 
         running.addBoth(over)
-        running.addCallback(lambda _: reactor.running and not reactor._stopped and reactor.stop())
+        running.addBoth(lambda _: reactor.running and not reactor._stopped and reactor.stop())
         if not isOver:
             reactor.addSystemEventTrigger("before", "shutdown", shutDown)
 

@@ -8,12 +8,13 @@ come are put into the file that is recorded as they are.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, DeferredQueue
+from twisted.internet.defer import CancelledError, Deferred, DeferredQueue, TimeoutError
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
@@ -41,6 +42,9 @@ MAX_UNWRITTEN = 5_000
 
 LINGER = 0.5
 """Seconds between the last packet and hanging up, so that it is there before the call is over."""
+
+HANG_UP_WITHIN = 3.0
+"""Seconds for the server to say that the call is over, when we leave."""
 
 END_OF_MEDIA = b"end"
 """What a frame of kind OTHER says when its sender has no more to play."""
@@ -274,7 +278,8 @@ async def _withClient(reactor: Any, options: argparse.Namespace, calling: bool) 
             return await (_call(talk, options) if calling else _answer(talk, options))
         finally:
             if client.currentCall is not None and client.isOnline:
-                await client.currentCall.end()
+                with contextlib.suppress(TimeoutError):  # the server may be as good as dead
+                    await client.currentCall.end().addTimeout(HANG_UP_WITHIN, reactor)
             await client.stop()
     finally:
         talk.close()

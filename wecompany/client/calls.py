@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from wecompany.client.errors import CallRejected, ClientError, NotConnected
-from wecompany.wire import MAX_DESCRIPTION, MAX_REASON, VIDEO_FLAG, EndCode, MessageType, RejectCode
+from wecompany.wire import MAX_DESCRIPTION, VIDEO_FLAG, EndCode, MessageType, RejectCode, encodeReason
 
 if TYPE_CHECKING:
     from wecompany.client.session import Client
@@ -42,10 +42,6 @@ class CallOutcome:
         except ValueError:
             name = f"code {self.code}"
         return name + (f": {self.text}" if self.text else "")
-
-
-def _reason(text: str) -> bytes:
-    return text.encode("utf-8", "replace")[:MAX_REASON].decode("utf-8", "ignore").encode()
 
 
 class Call:
@@ -94,12 +90,12 @@ class Call:
 
     def reject(self, code: int = RejectCode.DECLINED, text: str = "") -> Deferred[CallOutcome]:
         """Decline the call; fires when it is over.  Of C{text} as much is sent as a reason may have."""
-        self._say(MessageType.CALL_REJECT, bytes((code,)) + _reason(text))
+        self._say(MessageType.CALL_REJECT, bytes((code,)) + encodeReason(text))
         return self.whenEnded()
 
     def end(self, text: str = "") -> Deferred[CallOutcome]:
         """Hang up, or cancel what rings; fires when it is over.  Of C{text} as much is sent as a reason may have."""
-        self._say(MessageType.CALL_END, b"\0" + _reason(text))
+        self._say(MessageType.CALL_END, b"\0" + encodeReason(text))
         return self.whenEnded()
 
     def _say(self, messageType: MessageType, rest: bytes) -> None:

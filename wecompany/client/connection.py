@@ -183,15 +183,16 @@ class Connection(Int16StringReceiver):
         if self._heartbeats.running:
             self._heartbeats.stop()
         why: ClientError = self._lastError or NotConnected(f"the connection was lost: {reason.getErrorMessage()}")
-        requests, self._requests = self._requests, deque()
-        for request in requests:
-            request.answered.errback(Failure(why))
         registering, self._registering = self._registering, None
         if registering is not None:
             registering.errback(Failure(why))
         if self._closing is not None:
             self._closing.cancel()
         self._lost.callback(why)
+        # Only now: whoever asks again in its errback finds that there is no connection.
+        requests, self._requests = self._requests, deque()
+        for request in requests:
+            request.answered.errback(Failure(why))
 
     def _heartbeatReceived(self, userId: bytes, data: bytes) -> None:
         registering, self._registering = self._registering, None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from wecompany.client.calls import Call, CallOutcome
 from wecompany.client.connection import Connection
 from wecompany.client.errors import CallRejected, ClientError, NotConnected, ServerError
-from wecompany.client.transfers import IncomingFile, OutgoingFile, Progress, _noProgress
+from wecompany.client.transfers import RETRY_FIRST, IncomingFile, OutgoingFile, Progress, _noProgress
 from wecompany.wire import (
     VIDEO_FLAG,
     CancelCode,
@@ -139,7 +139,7 @@ class Client:
         self._known: set[str] = set()
         self._dialling: tuple[str, Deferred[Call]] | None = None
         self._callFrames = 0
-        self._abandoned = ""  # whom we called when the connection was lost
+        self._abandoned = ""  # whom we called, when nobody waits for that call any more
         self.currentCall: Call | None = None
         self._outgoing: dict[tuple[str, bytes], OutgoingFile] = {}
         self._incoming: dict[tuple[str, bytes], IncomingFile] = {}
@@ -162,10 +162,14 @@ class Client:
         if self._isRunning:
             return fail(ClientError("this client has been started"))
         self._finalError = None
-        started: Deferred[None] = Deferred()
+        started: Deferred[None] = Deferred(self._startCancelled)
         self._isRunning = True
         Deferred.fromCoroutine(self._stayConnected(started)).addErrback(self._logFailure)  # a fault of ours, if any
         return started
+
+    def _startCancelled(self, started: Deferred[None]) -> None:
+        started.errback(Failure(CancelledError()))
+        self.stop()
 
     def stop(self) -> Deferred[None]:
         """Disconnect and stay so; fires when that is done.  Transfers and calls that were under way fail."""
@@ -306,7 +310,7 @@ class Client:
         Send a text to a user, or to everyone where C{to} is empty.
 
         @return: fires when the server has passed it on; fails with L{ServerError} if it did not, and with
-            L{NotConnected} if that is not known.
+            L{NotConnected}, or the ERROR with which the server ended the connection, if that is not known.
         """
         try:
             data = text.encode()
@@ -358,6 +362,8 @@ class Client:
         def failed(failure: Failure) -> None:
             if self._listing is listing:
                 self._listing = None
+                for user, isOnline in self._listed:
+                    self._presenceChanged(user, isOnline)
                 listing.errback(failure)
 
         self._ask(MessageType.PRESENCE, "", bytes((op,))).addErrback(failed)
@@ -395,7 +401,15 @@ class Client:
         """
         if self._dialling is not None or self.currentCall is not None:
             return fail(ClientError("there is a call already"))
-        dialled: Deferred[Call] = Deferred()
+
+        def abandon(_: object) -> None:
+            if self._dialling is not None and self._dialling[1] is dialled:
+                self._abandoned, self._dialling = callee, None
+
+        def handled(_: None) -> None:
+            self._abandoned = ""
+
+        dialled: Deferred[Call] = Deferred(abandon)
         self._dialling = callee, dialled
 
         def failed(failure: Failure) -> None:
@@ -404,7 +418,7 @@ class Client:
                 dialled.errback(failure)
 
         flags = bytes((VIDEO_FLAG if isVideo else 0,))
-        self._ask(MessageType.CALL_REQUEST, callee, flags + offer).addErrback(failed)
+        self._ask(MessageType.CALL_REQUEST, callee, flags + offer).addCallbacks(handled, failed)
         return dialled
 
     def sendCallFrame(self, messageType: int, peer: str, data: bytes) -> bool:
@@ -428,6 +442,7 @@ class Client:
         callId, rest = splitId(data)
         current = self.currentCall
         isCurrent = current is not None and current.callId == callId.hex()
+        self._callFrames += isCurrent
         if messageType == MessageType.CALL_REQUEST:
             if isCurrent and current is not None:
                 current.stands()
@@ -547,7 +562,7 @@ class Client:
 
     def keepIncoming(self, file: IncomingFile) -> bool:
         """For transfers: whether a file may wait for its lost sender."""
-        return self._finalError is None and len(self._incoming) <= MAX_INCOMING
+        return self._finalError is None and len(self._incoming) < MAX_INCOMING
 
     def removeIncoming(self, file: IncomingFile) -> None:
         """For transfers: it is over."""
@@ -563,6 +578,20 @@ class Client:
 
         self.askFile(sender, FileOp.RECEIVED, transferId, b"").addErrback(failed)
 
+    def _acceptAgain(self, sender: str, transferId: bytes, size: int) -> None:
+        """Take a file that we have already from its end on, so that its sender learns that."""
+
+        def failed(failure: Failure) -> None:
+            isTooMuch = isinstance(failure.value, ServerError) and failure.value.code == ErrorCode.OVERLOADED
+            if isTooMuch and (sender, transferId) in self._unconfirmed:
+                self.callLater(RETRY_FIRST, lambda: self._acceptAgain(sender, transferId, size))
+
+        self.askFile(sender, FileOp.ACCEPT, transferId, encodeOffset(size)).addErrback(failed)
+
+    def offeredAgain(self, sender: str, transferId: bytes, rest: bytes) -> None:
+        """For transfers: the same file was offered once more while the one before it ended."""
+        self._fileFrame(sender, bytes((FileOp.OFFER,)) + transferId + rest)
+
     def _fileFrame(self, peer: str, data: bytes) -> None:
         op = data[0] if data else -1
         transferId, rest = splitId(data[1:])
@@ -574,7 +603,7 @@ class Client:
             if incoming is not None and incoming.isAccepted:
                 incoming.event(op, rest)
             elif self._unconfirmed.get(key) == offer.sha256:
-                self.command(peer, FileOp.ACCEPT, transferId, encodeOffset(offer.size))
+                self._acceptAgain(peer, transferId, offer.size)
             elif len(self._incoming) >= MAX_INCOMING:
                 self.command(peer, FileOp.CANCEL, transferId, bytes((CancelCode.DECLINED,)) + b"too many files")
             else:
@@ -624,7 +653,6 @@ class Client:
         elif messageType == MessageType.PRESENCE:
             self._presence(user, data)
         elif messageType in _CALL_TYPES:
-            self._callFrames += 1
             self._callFrame(messageType, user, data)
         # Other types are of servers that can do more than this client.
 

@@ -31,6 +31,7 @@ from wecompany.wire import (
     WireError,
     decodeOffset,
     encodeOffset,
+    encodeReason,
     splitOffset,
     splitReason,
 )
@@ -58,6 +59,9 @@ MAX_QUEUED = 2 * FILE_WINDOW
 """Bytes that a sender may have under way to us; an honest one stays below the window."""
 
 _READ = 4 * MAX_CHUNK
+
+_CONNECTION_ENDED = {ErrorCode.SHUTTING_DOWN, ErrorCode.IDLE, ErrorCode.TOO_SLOW}
+"""With these the server ends a connection that one may come back from."""
 
 _LOST = -1
 """Stands among the ops for: the own connection was lost."""
@@ -145,7 +149,8 @@ class OutgoingFile:
                     failures = 0
                 except ServerError as e:
                     # Offline at first is an answer; offline after some of it got through is a bad network.
-                    if not self._started or e.code != ErrorCode.OFFLINE or failures >= MAX_OFFLINE_RETRIES:
+                    isAway = e.code == ErrorCode.OFFLINE and failures < MAX_OFFLINE_RETRIES
+                    if not self._started or not (isAway or e.code in _CONNECTION_ENDED):
                         raise
                 except NotConnected:
                     if not self._started:
@@ -206,7 +211,7 @@ class OutgoingFile:
                 raise TransferCancelled(code, text.decode("utf-8", "replace"))
 
     def _cancel(self, code: CancelCode, text: str) -> None:
-        self._client.command(self.receiver, FileOp.CANCEL, self.transferId, bytes((code,)) + text.encode())
+        self._client.command(self.receiver, FileOp.CANCEL, self.transferId, bytes((code,)) + encodeReason(text))
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -241,9 +246,12 @@ class IncomingFile:
         self._givingUp: IDelayedCall | None = None
 
     def decline(self, text: str = "") -> None:
-        """Refuse it."""
+        """Refuse it, or give it up if it was accepted.  Of C{text} as much is sent as a reason may have."""
         self._cancel(CancelCode.DECLINED, text)
         self._client.removeIncoming(self)
+        if self.isAccepted:
+            self._isGivenUp = True
+            self._events.put((FileOp.CANCEL, bytes((CancelCode.DECLINED,))))
 
     def accept(self, folder: Path, progress: Progress = _noProgress) -> Deferred[Path]:
         """
@@ -334,6 +342,9 @@ class IncomingFile:
         finally:
             self._waitNoMore()
             self._client.removeIncoming(self)
+            for op, rest in self._events.pending:
+                if op == FileOp.OFFER:
+                    self._client.offeredAgain(self.sender, self.transferId, rest)
             if file is not None:
                 file.close()
 
@@ -353,11 +364,15 @@ class IncomingFile:
             try:
                 await self._client.askFile(self.sender, FileOp.ACCEPT, self.transferId, encodeOffset(offset))
             except NotConnected:
-                return  # the queue says so too
+                if not self._events.pending:  # it was withdrawn before we accepted
+                    raise
+                return
             except ServerError as e:
                 if e.code == ErrorCode.OVERLOADED:
                     await self._client.sleep(RETRY_FIRST)
-                    continue
+                    if not self._events.pending:
+                        continue
+                    return  # what has come meanwhile decides
                 if not self._events.pending:  # else it was withdrawn or lost meanwhile, and the queue says so
                     raise
             return
@@ -375,7 +390,7 @@ class IncomingFile:
         self._client.sendFileFrame(self.sender, op, self.transferId, rest)
 
     def _cancel(self, code: CancelCode, text: str) -> None:
-        self._client.command(self.sender, FileOp.CANCEL, self.transferId, bytes((code,)) + text.encode())
+        self._client.command(self.sender, FileOp.CANCEL, self.transferId, bytes((code,)) + encodeReason(text))
 
 
 def _openPart(part: Path, size: int) -> tuple[IO[bytes], hashlib._Hash, int]:
