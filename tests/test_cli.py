@@ -118,7 +118,10 @@ class ParserTests(SynchronousTestCase):
             (("send-file", "--as", "alice", "bob", "/no/such/file"), "not a file"),
             (("send-file", "--as", "alice", "bob", "/"), "not a file"),
             (("receive-files", "--as", "bob"), "--into"),
+            (("send-file", "--as", "alice", "bob", "x" * 300), "not a file"),
+            (("send-file", "--as", "alice", "bob", "~nobody-of-that-name/x"), "home"),
             (("receive-files", "--as", "bob", "--into", "/no/such"), "not a folder"),
+            (("receive-files", "--as", "bob", "--into", "x" * 300), "not a folder"),
             (("receive-files", "--as", "bob", "--into", "/", "--count", "many"), "--count"),
             (("call", "--as", "a", "b", "--tone", "1", "--play", __file__), "not allowed with"),
         ):
@@ -871,6 +874,18 @@ class MessageCommandTests(CommandTestCase):
         self.patch(sys, "stdin", io.StringIO("two\nlines\n"))
         self.assertEqual(self.run_("send", "--as", "alice", "bob", "-"), 0)
         self.assertEqual(bob.received(), [Message(TEXT, "alice", b"two\nlines\n")])
+
+    def test_noTextFromInput(self) -> None:
+        """An input that is no text is one line and 2; Ctrl-C while it is read is 130."""
+        self.patch(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), "utf-8"))
+        self.assertEqual(self.run_("send", "--as", "alice", "bob", "-"), 2)
+        self.assertRegex(self.err, "^wecompany: .*\n$")
+
+        def interrupted(size: int) -> str:
+            raise KeyboardInterrupt
+
+        self.patch(sys, "stdin", SimpleNamespace(read=interrupted))
+        self.assertEqual(self.run_("send", "--as", "alice", "bob", "-"), 130)
 
     def test_offline(self) -> None:
         """To somebody who is offline it is one line and 1."""

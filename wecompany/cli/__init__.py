@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from wecompany._version import version
-from wecompany.cli.running import EXIT_INTERRUPTED, EXIT_USAGE, Problem, isFile, run, say
+from wecompany.cli.running import EXIT_INTERRUPTED, EXIT_USAGE, Problem, isFile, isFolder, run, say
 from wecompany.cli.tone import MAX_TONE
 from wecompany.wire import MAX_PAYLOAD, WireError, checkUserId
 
@@ -32,12 +32,9 @@ def _userId(value: str) -> str:
 
 def _folder(value: str) -> Path:
     path = _path(value)
-    try:
-        if path.is_dir():
-            return path
-    except OSError:  # no access, or a name that no folder can have
-        pass
-    raise argparse.ArgumentTypeError(f"{value} is not a folder")
+    if not isFolder(path):
+        raise argparse.ArgumentTypeError(f"{value} is not a folder")
+    return path
 
 
 def _file(value: str) -> Path:

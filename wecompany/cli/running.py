@@ -76,6 +76,14 @@ def isFile(path: Path) -> bool:
         return False
 
 
+def isFolder(path: Path) -> bool:
+    """Return whether there is a folder that one may look at."""
+    try:
+        return path.is_dir()
+    except OSError:  # as above
+        return False
+
+
 class Announcer(ClientListener):
     """Says when the connection goes and comes back."""
 
