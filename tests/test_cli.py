@@ -679,7 +679,8 @@ class TerminalTests(SynchronousTestCase):
         self.patch(terminal, "_readline", lambda: SimpleNamespace(get_line_buffer=lambda: "half a li"))
         shown = self.terminal(True)
         shown.prompt = "alice> "
-        shown._atPrompt = True
+        shown._isAsking = True
+        shown._atPrompt.set()
         shown.show("hello")
         self.assertEqual(self.out.getvalue(), "\r\x1b[Khello\nalice> half a li")
 
@@ -689,7 +690,8 @@ class TerminalTests(SynchronousTestCase):
             shown = self.terminal(True)
         shown.show("early")
         self.assertEqual(self.out.getvalue(), "early\n", "there is no prompt yet")
-        shown._atPrompt = True
+        shown._isAsking = True
+        shown._atPrompt.set()
         shown.show("hello")
         shown.close()
         self.assertEqual(self.out.getvalue(), "early\n\r\x1b[Khello\n> \n")

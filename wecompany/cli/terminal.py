@@ -19,6 +19,9 @@ from typing import Any
 
 from wecompany.cli.running import printable
 
+PROMPT_WITHIN = 0.2
+"""Seconds that a message waits at most for the prompt that is just being shown; it takes a thousandth of that."""
+
 Complete = Callable[[str, str], list[str]]
 """Called with the line so far and its last word; returns what that word may become."""
 
@@ -86,7 +89,10 @@ class Terminal:
         self._isTerminal = sys.stdin.isatty() and sys.stdout.isatty()
         self._readline = _readline() if self._isTerminal else None
         self._goOn = threading.Event()
-        self._atPrompt = False
+        # A message waits until the prompt is there, or is shown before it is asked for; never in between.
+        self._lock = threading.Lock()
+        self._isAsking = False
+        self._atPrompt = threading.Event()
         self.prompt = "> "
 
     def start(self, complete: Complete) -> None:
@@ -98,10 +104,7 @@ class Terminal:
                 matches = complete(readline.get_line_buffer()[: readline.get_begidx()], word)
                 return matches[state] if state < len(matches) else None
 
-            def promptShown() -> None:
-                self._atPrompt = True
-
-            readline.set_pre_input_hook(promptShown)
+            readline.set_pre_input_hook(self._atPrompt.set)
             readline.set_completer(completer)
             readline.set_completer_delims(" ")
             readline.parse_and_bind("tab: complete")
@@ -110,9 +113,11 @@ class Terminal:
     def show(self, text: str) -> None:
         """Show C{text}, made printable, above the prompt, and leave what is being typed as it is."""
         text = printable(text)
-        if not self._atPrompt:
-            print(text, flush=True)
-            return
+        with self._lock:
+            if not self._isAsking:
+                print(text, flush=True)
+                return
+        self._atPrompt.wait(PROMPT_WITHIN)
         sys.stdout.write(f"\r\x1b[K{text}\n")
         sys.stdout.flush()
         if not _redisplay(self._readline):
@@ -122,7 +127,7 @@ class Terminal:
 
     def close(self) -> None:
         """Leave the line that is being typed."""
-        if self._atPrompt:
+        if self._isAsking:
             print(flush=True)
 
     def ring(self) -> None:
@@ -133,7 +138,6 @@ class Terminal:
 
     def _read(self) -> None:
         for line in self._typedLines() if self._isTerminal else _pipedLines(sys.stdin.fileno()):
-            self._atPrompt = False
             self._goOn.clear()
             self._reactor.callFromThread(self._take, line)
             self._goOn.wait()  # so that the next prompt is the one that this line leads to
@@ -142,9 +146,14 @@ class Terminal:
     def _typedLines(self) -> Iterator[str]:
         while True:
             try:
-                # Without readline nothing tells when the prompt is there, so it is so from here on.
-                self._atPrompt = self._readline is None
-                yield input(self.prompt)
+                with self._lock:
+                    self._isAsking = True
+                if self._readline is None:  # nothing is going to tell when the prompt is there
+                    self._atPrompt.set()
+                line = input(self.prompt)
+                self._isAsking = False
+                self._atPrompt.clear()
+                yield line
             except (EOFError, UnicodeDecodeError):
                 return
 
