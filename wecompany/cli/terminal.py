@@ -13,6 +13,7 @@ import ctypes
 import os
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -50,14 +51,14 @@ def terminalRestored() -> Iterator[None]:
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
-def _redisplay(readline: ModuleType | None) -> bool:
-    """Let readline show prompt, line and cursor once more; return whether it could be asked to."""
+def _behindCursor(readline: ModuleType | None, typed: str) -> int:
+    """Return how many columns of what is being typed stand behind the cursor; 0 where readline does not tell."""
     try:
-        update = ctypes.CDLL(readline.__file__).rl_forced_update_display  # type: ignore[union-attr]
-    except (AttributeError, OSError, TypeError):  # no readline, one that is built in, or another than GNU's
-        return False
-    update()
-    return True
+        point = ctypes.c_int.in_dll(ctypes.CDLL(readline.__file__), "rl_point").value  # type: ignore[union-attr]
+    except (AttributeError, OSError, TypeError, ValueError):  # no readline, one that is built in, or another than GNU's
+        return 0
+    behind = typed.encode()[point:].decode("utf-8", "ignore")
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in behind)
 
 
 def _pipedLines(descriptor: int) -> Iterator[str]:
@@ -118,12 +119,12 @@ class Terminal:
                 print(text, flush=True)
                 return
         self._atPrompt.wait(PROMPT_WITHIN)
-        sys.stdout.write(f"\r\x1b[K{text}\n")
+        # Readline itself could show its line again, but it runs in another thread and is not made for two.
+        typed = self._readline.get_line_buffer() if self._readline is not None else ""
+        columns = _behindCursor(self._readline, typed)
+        back = f"\x1b[{columns}D" if columns else ""
+        sys.stdout.write(f"\r\x1b[K{text}\n{self.prompt}{typed}{back}")
         sys.stdout.flush()
-        if not _redisplay(self._readline):
-            typed = self._readline.get_line_buffer() if self._readline is not None else ""
-            sys.stdout.write(self.prompt + typed)
-            sys.stdout.flush()
 
     def close(self) -> None:
         """Leave the line that is being typed."""
