@@ -1,9 +1,9 @@
 """A Twisted application with a WeCompany server in it: it greets everyone and prints how calls end."""
 
 import sys
+from typing import Any
 
-from twisted.internet import task
-from twisted.internet.defer import Deferred
+from twisted.internet import defer, task
 
 from wecompany import CallSession, EndCode, ServerObserver, WeCompanyFactory
 
@@ -19,13 +19,13 @@ class Receptionist(ServerObserver):
         print(f"{session.caller} and {session.callee}: {EndCode(code).name}")
 
 
-async def main(reactor, port="8888"):  # type: ignore[no-untyped-def]
+async def main(reactor: Any, port: str = "8888") -> None:
     server = WeCompanyFactory(reactor, ringTimeout=20)
     server.addObserver(Receptionist(server))
     await server.startServer(int(port), interface="127.0.0.1")
     print("Listening", flush=True)
     reactor.addSystemEventTrigger("before", "shutdown", server.stopServer)
-    await Deferred()
+    await defer.Deferred()
 
 
 if __name__ == "__main__":

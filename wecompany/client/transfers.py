@@ -155,7 +155,7 @@ class OutgoingFile:
                 except NotConnected:
                     if not self._started:
                         raise
-                await self._client.sleep(min(RETRY_MOST, RETRY_FIRST * 2**failures))
+                await self._client.sleep(min(RETRY_MOST, RETRY_FIRST * 2 ** min(failures, 8)))
                 failures += 1
                 await self._client.whenOnline()
         except ClientError:
