@@ -6,7 +6,10 @@ User IDs are C{bytes} on this side of the wire and C{str} in what an application
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from attrs import frozen
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer, ITransport
 from zope.interface import Attribute, Interface
 
@@ -159,3 +162,304 @@ class IRouter(Interface):
 
     def tell(event: str, *arguments: object) -> None:
         """Call that method of L{IServerObserver} on every observer."""
+
+
+# -- The store -----------------------------------------------------------------------------------------------------
+
+
+class StoreProblem(Exception):
+    """The store could not do it, and nothing of it is done: the disk is full, the file is locked or damaged."""
+
+
+class QueueFull(StoreProblem):
+    """A limit of the store is reached; the text says which."""
+
+
+@frozen
+class StoredText:
+    """
+    A text that waits for its receiver.
+
+    @ivar number: its place among all texts that its receiver ever got from the store.
+    @ivar sentAt: milliseconds since the epoch, UTC.
+    """
+
+    number: int
+    sender: bytes
+    sentAt: int
+    data: bytes
+
+
+@frozen
+class MissedCall:
+    """
+    A call that its callee does not know of, or did not take.
+
+    @ivar startedAt: milliseconds since the epoch, UTC.
+    """
+
+    callId: bytes
+    caller: bytes
+    startedAt: int
+
+
+@frozen
+class Waiting:
+    """
+    What waits for a user who has just registered.
+
+    @ivar first: the number of the oldest waiting text.
+    @ivar end: the number that the next text will have; C{first} if none waits.
+    """
+
+    first: int
+    end: int
+    missedCalls: tuple[MissedCall, ...]
+
+
+@frozen
+class Begun:
+    """
+    A session that has begun.
+
+    @ivar taken: how many texts the server took in the session that this one resumes; 0 if it resumes none.
+    """
+
+    taken: int
+    waiting: Waiting
+
+
+@frozen
+class CallRecord:
+    """
+    A call in the history.
+
+    Times are milliseconds since the epoch, UTC.
+
+    @ivar answeredAt: C{None} if nobody took it.
+    @ivar outcome: how it ended, as a person reads it: C{"hung up"}, C{"busy"}, C{"no answer"}, ...
+    """
+
+    callId: bytes
+    caller: bytes
+    callee: bytes
+    isVideo: bool
+    startedAt: int
+    answeredAt: int | None
+    endedAt: int
+    outcome: str
+
+
+class IStore(Interface):
+    """
+    What the hub sees of the store.
+
+    Whatever is asked is done in the order in which it was asked, many things in one transaction.  A C{done} is called
+    in the reactor thread with the result when that is committed, or with a L{StoreProblem} when it failed; never from
+    within the method that it was given to.  Nothing here blocks.
+
+    The texts of a receiver are numbered without a gap, and a number is never given twice: so a session needs only to
+    know the number of its first text to count.
+    """
+
+    pendingBytes = Attribute("int: about how much has been asked for and is not committed yet.")
+
+    blocks = Attribute("Mapping[bytes, Set[bytes]]: for each user with any, whom that user blocks; always up to date.")
+
+    def isKnown(userId: bytes) -> bool:
+        """Whether texts for that user are kept: who has an account, or without accounts has registered lately."""
+
+    def knownUsers() -> list[bytes]:
+        """Return all of whom L{isKnown} is true."""
+
+    def setAfterCommit(f: Callable[[], None]) -> None:
+        """Let C{f} be called after all C{done}s of each transaction, be it that it was committed or failed."""
+
+    def setAccountChanged(f: Callable[[bytes], None]) -> None:
+        """Let C{f} be called with a user whose account has been disabled or deleted, by whatever process."""
+
+    def registered(userId: bytes) -> None:
+        """That user has registered: from now on it is known where there are no accounts."""
+
+    def keep(
+        receiver: bytes,
+        sender: bytes,
+        data: bytes,
+        session: bytes,
+        taken: int,
+        done: Callable[[int | StoreProblem], None],
+    ) -> None:
+        """
+        Keep a text; the result is its number.
+
+        @param session: the digest of the sender's session, whose count becomes C{taken} in the same transaction; empty
+            for a sender that has none.
+        """
+
+    def answered(session: bytes, taken: int, done: Callable[[StoreProblem | None], None]) -> None:
+        """That session's count becomes C{taken}, for a text that is not kept."""
+
+    def forget(receiver: bytes, before: int) -> None:
+        """Forget all texts of C{receiver} with a number below C{before}.  If that fails, it is tried again later."""
+
+    def putBack(receiver: bytes, texts: Sequence[tuple[bytes, bytes]]) -> None:
+        """Keep texts, each C{(sender, data)}, before all others that wait for C{receiver}: they were never stored."""
+
+    def load(receiver: bytes, number: int, size: int, done: Callable[[list[StoredText] | StoreProblem], None]) -> None:
+        """Read texts from C{number} on, in order: as many as have C{size} bytes of data together, and one at least."""
+
+    def waiting(receiver: bytes, done: Callable[[Waiting | StoreProblem], None]) -> None:
+        """Learn what waits for a user who registers without a session.  Its missed calls are forgotten with that."""
+
+    def beginSession(
+        userId: bytes, session: bytes, resumed: bytes, received: int, done: Callable[[Begun | StoreProblem], None]
+    ) -> None:
+        """
+        Begin a reliable session.
+
+        If C{resumed} is known and not older than 7 days, the first C{received} texts that it got are forgotten, and
+        its count is learned.  It stays until L{sessionUsed}; beginning another one that resumes it discards this one.
+
+        @param session: the digest of the new session's ID, 32 bytes.
+        @param resumed: the digest of the session that it goes on from; empty for none.
+        """
+
+    def sessionUsed(session: bytes) -> None:
+        """Something has arrived in that session: the one that it resumed is forgotten."""
+
+    def sessionLost(session: bytes) -> None:
+        """Its connection is gone: its 7 days begin."""
+
+    def callEnded(call: CallRecord) -> None:
+        """Write a call into the history."""
+
+    def missedCall(callee: bytes, call: MissedCall) -> None:
+        """Tell C{callee} of it at the next registration, if that user is known."""
+
+    def block(userId: bytes, other: bytes, done: Callable[[StoreProblem | None], None]) -> None:
+        """Let nothing from C{other} reach C{userId}."""
+
+    def unblock(userId: bytes, other: bytes, done: Callable[[StoreProblem | None], None]) -> None:
+        """Undo L{block}."""
+
+
+# -- Accounts ------------------------------------------------------------------------------------------------------
+
+
+@frozen
+class Account:
+    """
+    A user's account.
+
+    @ivar passwordHash: in the form that names its algorithm and parameters; empty where no password lets one in.
+    """
+
+    userId: bytes
+    passwordHash: str
+    isDisabled: bool
+
+
+@frozen
+class Token:
+    """
+    What lets a user in for a while.
+
+    @ivar expiresAt: seconds since the epoch, UTC.
+    """
+
+    userId: bytes
+    expiresAt: float
+
+
+class AccountExists(Exception):
+    """There is an account of that name already."""
+
+
+class NoSuchAccount(Exception):
+    """There is no account of that name."""
+
+
+class IAccountStore(Interface):
+    """
+    What accounts see of the store.  Each Deferred fires when it is committed, or fails with L{StoreProblem}.
+
+    Every change is written into the audit trail: when, who (C{actor}), what, whose.
+    """
+
+    def account(userId: bytes) -> Deferred[Account | None]:
+        """Fires with the account of that name."""
+
+    def addAccount(userId: bytes, passwordHash: str, actor: str, most: int = 0) -> Deferred[None]:
+        """
+        Create an account.  Fails with L{AccountExists}, or L{QueueFull} if there are C{most} (0: any number) already.
+        """
+
+    def setPassword(userId: bytes, passwordHash: str, actor: str) -> Deferred[None]:
+        """Set a password; all tokens of that user are revoked.  Fails with L{NoSuchAccount}."""
+
+    def renewHash(userId: bytes, oldHash: str, newHash: str) -> Deferred[None]:
+        """Replace a hash of the same password by a better one, unless it has changed meanwhile; revokes nothing."""
+
+    def addToken(userId: bytes, digest: bytes, expiresAt: float) -> Deferred[None]:
+        """Keep a token's SHA-256.  A user's newest 100 are kept.  Expired ones are removed now and then."""
+
+    def token(digest: bytes) -> Deferred[Token | None]:
+        """Fires with the token, be it expired or not, or C{None} if there is none."""
+
+    def revokeTokens(userId: bytes, digest: bytes, actor: str) -> Deferred[int]:
+        """Revoke one token, or all of that user's if C{digest} is empty; fires with how many."""
+
+
+class Refused(Exception):
+    """
+    A registration is not accepted.
+
+    @ivar code: badCredential, forbidden or overloaded.
+    @ivar text: what the client is told.
+    """
+
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+
+@frozen
+class Attempt:
+    """
+    Somebody wants to register.
+
+    @ivar messageType: of the first frame: LOGIN and SIGNUP say more than that.
+    @ivar address: the client's IP address, or whatever else stands for where it comes from.
+    @ivar certificateNames: user IDs that a verified client certificate speaks for.
+    """
+
+    userId: bytes
+    credential: bytes
+    messageType: int
+    address: str
+    certificateNames: frozenset[bytes] = frozenset()
+
+
+class IAuthenticator(Interface):
+    """What the hub sees of accounts: who may be whom."""
+
+    def authenticate(attempt: Attempt) -> Deferred[bytes]:
+        """
+        Fires with what follows C{[1]} in the AUTH_RESPONSE: a new token for LOGIN and SIGNUP, else nothing.
+
+        Fails with L{Refused}; with L{StoreProblem} if the store cannot tell now.
+        """
+
+    def accountCommand(userId: bytes, address: str, data: bytes) -> Deferred[bytes]:
+        """
+        Do what a registered user asks for its own account.
+
+        ::
+
+            op:u8 0  log out            [token text]                  that token is revoked; without one, all of them
+                  1  change password    oldLength:u16 old new         all tokens are revoked
+
+        Fires with what to say; fails with L{Refused} or L{StoreProblem}, or
+        L{WireError<wecompany.wire.WireError>} if it makes no sense.
+        """
