@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
+from attrs import define, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IConsumer, IPushProducer, ITransport
 from zope.interface import Attribute, Interface
 
-from wecompany.wire import ErrorCode
+from wecompany.wire import EndCode, ErrorCode, RejectCode
 
 
 @frozen
@@ -74,11 +74,38 @@ class IStreamTransport(ITransport, IConsumer, IPushProducer):
         """Drop the connection at once, and whatever waits to be written."""
 
 
+@define(eq=False)
+class Session:
+    """
+    One reliable session: how many texts have come from its client.
+
+    @ivar digest: the SHA-256 of its ID.
+    @ivar received: how many the client has sent.
+    @ivar taken: how many of them are in the store, or answered with an ERROR.
+    @ivar acknowledged: how many of them the client knows of.
+    """
+
+    digest: bytes
+    received: int = 0
+    taken: int = 0
+    acknowledged: int = 0
+
+
 class IConnection(Interface):
     """What the hub sees of one connection, whatever its transport."""
 
     userId = Attribute("bytes: who registered here; empty before that.")
     tag = Attribute("bytes: the user ID as every relayed frame of this user has it.")
+    address = Attribute("str: the client's IP address, or what stands for it; empty while that is not known.")
+    session = Attribute("Session | None: where its texts are counted, if it registered with reliable delivery.")
+    isDirect = Attribute("bool: whether a text for this client needs no detour through the store.")
+    isClosed = Attribute("bool: whether its last word is said.")
+    isPaused = Attribute("bool: whether what is sent now has to wait.")
+    isClear = Attribute("bool: whether the kernel has taken everything.")
+    waiting = Attribute("int: bytes that wait to be sent.")
+    textsLeft = Attribute("int: texts that may come before the text rate is looked at again.")
+    mediaLeft = Attribute("int: bytes of media that may come before the media rate is looked at again.")
+    storing = Attribute("int: bytes from this client that wait to be committed.")
 
     def peerName() -> str:
         """Return where the client is, for the log: an address, or whatever names its transport's other end."""
@@ -86,14 +113,38 @@ class IConnection(Interface):
     def send(frames: bytes) -> None:
         """Put whole frames behind what waits for this client."""
 
-    def registered(userId: bytes, sessionId: bytes) -> None:
-        """This connection is C{userId}'s from now on: answer its first frame with that."""
+    def sendError(code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
+        """Answer a frame that had this type and user ID with an ERROR."""
+
+    def registered(userId: bytes, sessionId: bytes, resumed: bytes, token: bytes) -> None:
+        """
+        This connection is C{userId}'s from now on: answer its first frame with that.
+
+        @param resumed: the digest of the session that this one goes on from; L{IHub.heardFrom} is called when the
+            first bytes arrive.
+        @param token: what the AUTH_RESPONSE brings, where there is one.
+        """
 
     def resume() -> None:
         """What follows the registration has been sent: take the frames that waited for it."""
 
-    def ownsSession(sessionId: bytes) -> bool:
-        """Whether that is the session ID which this connection's registration was answered with."""
+    def hold(why: str) -> None:
+        """Take no further frame, and read nothing, until L{release} with the same reason."""
+
+    def release(why: str) -> None:
+        """Go on where L{hold} stopped, if there is no other reason left."""
+
+    def takeWaitingTexts() -> list[tuple[bytes, bytes]]:
+        """Return the TEXTs that wait and that the transport has not, each C{(sender, data)}; they wait no more."""
+
+    def handedTexts() -> list[tuple[bytes, bytes]]:
+        """Return the TEXTs that the transport was given and that the kernel has not wholly taken."""
+
+    def ownsSession(digest: bytes) -> bool:
+        """
+        Whether that is the SHA-256 of the session ID which this connection's registration was answered with, or, as
+        long as nothing has come since, of the one that it resumed.
+        """
 
     def probe() -> None:
         """Ask the client for a sign of life: L{IHub.heardFrom} is called when any bytes arrive."""
@@ -116,11 +167,16 @@ class IHub(Interface):
     def connectionMade(connection: IConnection) -> None:
         """Somebody has connected, and is nobody yet."""
 
-    def register(connection: IConnection, userId: bytes, credential: bytes, sessionId: bytes | None) -> None:
+    def addressKnown(connection: IConnection) -> None:
+        """It is known where the client is."""
+
+    def register(connection: IConnection, attempt: Attempt, resumed: bytes | None, received: int) -> None:
         """
         The first frame has come.  The hub answers, now or later, with C{registered} and C{resume}, or C{close}.
 
-        @param sessionId: what the client says its last session was; C{None} if it resumes nothing.
+        @param resumed: C{None} if the client asks for no reliable delivery; else the digest of the session that it
+            goes on from, empty for none.
+        @param received: the TEXT frames that it took in that session.
         """
 
     def frameReceived(connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
@@ -131,7 +187,10 @@ class IHub(Interface):
         """
 
     def heardFrom(connection: IConnection) -> None:
-        """Something has come from a connection that was probed."""
+        """Something has come from a connection that was probed, or whose session resumed another one."""
+
+    def cleared(connection: IConnection) -> None:
+        """A connection that does not get its texts directly takes more again."""
 
     def unregister(connection: IConnection) -> None:
         """This connection is going: whoever was registered here is so no more.  Saying it twice does no harm."""
@@ -163,6 +222,12 @@ class IRouter(Interface):
     def tell(event: str, *arguments: object) -> None:
         """Call that method of L{IServerObserver} on every observer."""
 
+    def isBlocked(userId: bytes, sender: bytes) -> bool:
+        """Whether C{userId} wants nothing from C{sender}."""
+
+    def recordCall(session: CallSession, outcome: RejectCode | EndCode) -> None:
+        """A call is over, or could not ring: that goes into the history, and its callee may have missed it."""
+
 
 # -- The store -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +237,15 @@ class StoreProblem(Exception):
 
 
 class QueueFull(StoreProblem):
-    """A limit of the store is reached; the text says which."""
+    """
+    A limit of the store is reached.
+
+    @ivar limit: its name.
+    """
+
+    def __init__(self, limit: str, text: str) -> None:
+        super().__init__(text)
+        self.limit = limit
 
 
 @frozen
@@ -274,6 +347,9 @@ class IStore(Interface):
 
     def setAfterCommit(f: Callable[[], None]) -> None:
         """Let C{f} be called after all C{done}s of each transaction, be it that it was committed or failed."""
+
+    def setOnline(f: Callable[[bytes], bool]) -> None:
+        """Let C{f} say, from any thread, who is registered or about to be: nothing of theirs expires."""
 
     def setAccountChanged(f: Callable[[bytes], None]) -> None:
         """Let C{f} be called with a user whose account has been disabled or deleted, by whatever process."""
