@@ -173,6 +173,18 @@ def freePort() -> int:
         return int(listening.getsockname()[1])
 
 
+RAISED = (
+    "text=10M",
+    "media=10G",
+    "file=10G",
+    "address-connections=1M",
+    "connection-rate=1M",
+    "unregistered=1M",
+    "calls=1M",
+)
+"""The limits that one machine which stands for many people exceeds.  They are raised rather than turned off."""
+
+
 @contextmanager
 def startedServer(port: int = 0, cpu: int | None = None) -> Iterator[Server]:
     """
@@ -184,8 +196,10 @@ def startedServer(port: int = 0, cpu: int | None = None) -> Iterator[Server]:
     """
     port = port or freePort()
     command = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
-    command += ["wecompany", "--interface", "127.0.0.1", "--port", str(port)]
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="wecompany-bench-") as folder:
+        command += ["--rundir", folder, "wecompany", "--interface", "127.0.0.1", "--port", str(port)]
+        for limit in RAISED:
+            command += ["--limit", limit]
         # In a session of its own, so that a Ctrl-C is for us alone and the server is stopped in order.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from time import monotonic
@@ -24,7 +25,13 @@ class Process:
     @ivar lines: what it has printed so far, on both outputs.
     """
 
-    def __init__(self, program: str, *arguments: str | Path) -> None:
+    def __init__(
+        self, program: str, *arguments: str | Path, folder: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
+        """
+        @param folder: what goes when the process has ended.
+        """
+        self._folder = folder
         self._process = subprocess.Popen(
             [BIN / program, *arguments],
             stdin=subprocess.PIPE,
@@ -85,6 +92,8 @@ class Process:
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def freePort() -> int:
@@ -97,8 +106,12 @@ def freePort() -> int:
 
 def startServer(port: int, *options: str) -> Process:
     """Return a server that listens on that port of the loopback."""
+    folder = tempfile.TemporaryDirectory(prefix="wecompany-test-")  # for its store
+    interface = "--interface", "127.0.0.1"
     server = Process(
-        "twistd", "-n", "--pidfile=", "wecompany", "--interface", "127.0.0.1", "--port", str(port), *options
+        *("twistd", "-n", "--pidfile=", "--rundir", folder.name, "wecompany"),
+        *(*interface, "--port", str(port), *options),
+        folder=folder,
     )
     server.waitFor("runs open")
     return server

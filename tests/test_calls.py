@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from wecompany import CallSession, EndCode, ErrorCode, MessageType, RejectCode, ServerObserver, VideoCallServer
 from wecompany.calls import MAX_REMEMBERED
+from wecompany.limits import Limits
 from wecompany.testing import FakeClient, MemoryServer, Message
 
 REQUEST, ACCEPT, REJECT = MessageType.CALL_REQUEST, MessageType.CALL_ACCEPT, MessageType.CALL_REJECT
@@ -450,7 +451,7 @@ class RequestTests(CallScene):
 
     def test_glare_isNoRequestTooMany(self) -> None:
         """Glare is an acceptance, so a user who has no requests left can still pick up in this way."""
-        for _ in range(30):
+        for _ in range(10):
             self.send("bob", REQUEST, "nobody", b"\0")
         callId = self.ring()
         self.send("bob", REQUEST, "alice", b"\0")
@@ -555,7 +556,7 @@ class RefusalTests(CallScene):
 
     def spend(self, name: str) -> None:
         """Use up the calls which a user may make at once."""
-        for _ in range(30):
+        for _ in range(10):
             self.send(name, REQUEST, "nobody", b"\0")
         self.assertEqual({m.data[16:] for m in self.clients[name].received()}, {bytes((RejectCode.OFFLINE,))})
 
@@ -571,7 +572,7 @@ class RefusalTests(CallScene):
         self.assertRefused("bob", "bob", RejectCode.TO_SELF)
 
     def test_overloaded(self) -> None:
-        """A user makes 30 requests at once and 10 a minute; others are not affected."""
+        """A user makes 10 requests at once and 10 a minute; others are not affected."""
         self.spend("alice")
         self.assertRefused("alice", "bob", RejectCode.OVERLOADED)
         self.assertRefused("bob", "nobody", RejectCode.OFFLINE)
@@ -729,20 +730,18 @@ class TimeTests(CallScene):
     def test_remembered_atMost(self) -> None:
         """At most 10,000 ended calls are remembered; for one more the oldest is forgotten, an untold end with it."""
         self.assertEqual(MAX_REMEMBERED, 10_000)
+        self.open(limits=Limits.none())
         first = self.talk()
         self.drop("alice")
         self.send("bob", END, "alice", first)
         ids = [first]
-        callers = [f"caller {i}" for i in range(334)]
-        for name in callers:
-            self.server.login(name)
-            for _ in range(30):
-                callId = self.calls.initiateCall(name, "carol")
-                self.assertTrue(self.calls.endCall(callId))
-                ids.append(bytes.fromhex(callId))
-                if len(ids) in (10_000, 10_001):
-                    self.assertEqual(self.state(first), "ended" if len(ids) == 10_000 else None)
-                    self.assertEqual(self.state(ids[1]), "ended")
+        while len(ids) <= 10_000:
+            callId = self.calls.initiateCall("bob", "carol")
+            self.assertTrue(self.calls.endCall(callId))
+            ids.append(bytes.fromhex(callId))
+            if len(ids) in (10_000, 10_001):
+                self.assertEqual(self.state(first), "ended" if len(ids) == 10_000 else None)
+                self.assertEqual(self.state(ids[1]), "ended")
             self.server.pump()
         self.assertEqual(self.state(ids[-10_001]), None)
         self.assertEqual(self.state(ids[-10_000]), "ended")
@@ -1182,7 +1181,7 @@ class ApiTests(CallScene):
         assertRefused("alice", "alice", RejectCode.TO_SELF)
         assertRefused("alice", "bob", RejectCode.BUSY)
         assertRefused("bob", "carol", RejectCode.BUSY)
-        for _ in range(29):
+        for _ in range(9):
             assertRefused("alice", "nobody", RejectCode.OFFLINE)
         assertRefused("alice", "bob", RejectCode.OVERLOADED)
 

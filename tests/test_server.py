@@ -151,7 +151,9 @@ class ListeningTests(SynchronousTestCase):
         """The hub and its connections provide the interfaces that they are known by."""
         self.assertTrue(verifyObject(IHub, self.factory))
         self.assertTrue(verifyObject(IRouter, self.factory))
-        self.assertTrue(verifyObject(IConnection, self.factory.buildProtocol(None)))
+        protocol = self.factory.buildProtocol(None)
+        protocol.makeConnection(StringTransport())
+        self.assertTrue(verifyObject(IConnection, protocol))
 
 
 class TransportTests(SynchronousTestCase):
@@ -360,10 +362,11 @@ class ConnectionsTests(SynchronousTestCase):
         server.login("alice")
         refused = [server.connect() for _ in range(MAX_REFUSED)]
         self.assertTrue(all(lastWord(client)[1] == ErrorCode.OVERLOADED for client in refused))
-        before = sum(server.factory.counters.values())
+        before = server.factory.counters.copy()
         dropped = server.connect()
         self.assertEqual((dropped.received(), dropped.transport.connected), ([], False))
-        self.assertEqual(sum(server.factory.counters.values()), before + 1)
+        counted = server.factory.counters - before
+        self.assertEqual(counted, {"limits hit: connections": 1, "connections dropped: too many": 1})
         server.advance(5)
         self.assertEqual(lastWord(server.connect())[1], ErrorCode.OVERLOADED)
 

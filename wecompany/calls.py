@@ -67,10 +67,6 @@ REMEMBERED_FOR = 32.0
 MAX_REMEMBERED = 10_000
 """Ended calls that are remembered at once."""
 
-REQUESTS_PER_MINUTE = 10
-REQUEST_BURST = 30
-"""Call requests of one user: how many in the long run, and how many at once."""
-
 _REJECT_CODES_OF_CLIENTS = {
     RejectCode.DECLINED,
     RejectCode.BUSY,
@@ -393,6 +389,7 @@ class VideoCallServer:
         ringTimeout: float = RING_TIMEOUT,
         callGrace: float = CALL_GRACE,
         maxCall: float = MAX_CALL,
+        requests: RateLimit | None = None,
     ) -> None:
         """
         @param router: how users are reached.
@@ -400,6 +397,7 @@ class VideoCallServer:
         @param callGrace: seconds that a party of an active call may be away; of a ringing one, this or
             L{RINGING_GRACE}, whichever is less.
         @param maxCall: seconds that a call may last; 0 for any time.
+        @param requests: how often a user may request a call; any number if not given.
         """
         self._router = router
         self._clock = clock
@@ -412,7 +410,7 @@ class VideoCallServer:
         self._untold: dict[bytes, bytes] = {}
         self._ended: OrderedDict[bytes, float] = OrderedDict()
         self._forgetting: IDelayedCall | None = None
-        self._requests = RateLimit(clock, REQUESTS_PER_MINUTE / 60, REQUEST_BURST)
+        self._requests = requests
         self._isStopped = False
         self.routes: dict[bytes, bytes] = {}
 
@@ -607,7 +605,9 @@ class VideoCallServer:
         refusal: RejectCode | None = None
         if caller == callee:
             refusal = RejectCode.TO_SELF
-        elif self._isStopped or not self._requests.allow(caller):
+        elif self._router.isBlocked(callee, caller):
+            refusal = RejectCode.FORBIDDEN
+        elif self._isStopped or not self._mayRequest(caller):
             refusal = RejectCode.OVERLOADED
         elif caller in self._callOf or callee in self._callOf:
             refusal = RejectCode.BUSY
@@ -626,6 +626,7 @@ class VideoCallServer:
             over = _rejected(refusal)
             call.endedAt = call.startedAt
             self._tell(call, _ending(call, over, caller))
+            self._router.recordCall(call.snapshot(), refusal)
             self._router.tell("callRejected", call.snapshot(), int(refusal), "")
             return b""
         machine = _newMachine(call)
@@ -636,6 +637,12 @@ class VideoCallServer:
         self._tell(call, _request(call, callee))
         self._router.tell("callInitiated", call.snapshot())
         return call.callId
+
+    def _mayRequest(self, caller: bytes) -> bool:
+        if self._requests is None or self._requests.allow(caller):
+            return True
+        self._router.count("limits hit: calls")
+        return False
 
     def _find(self, callId: str) -> tuple[Call, CallInputs] | None:
         """Return the call with that ID if it is not over."""
@@ -697,7 +704,9 @@ class VideoCallServer:
                 self._untold[party] = call.callId
         call.offer = call.answer = b""  # 32 KiB that nobody will ask for again
         self._remember(call)
-        event = "callRejected" if over.messageType == MessageType.CALL_REJECT else "callEnded"
+        isReject = over.messageType == MessageType.CALL_REJECT
+        self._router.recordCall(call.snapshot(), RejectCode(over.code) if isReject else EndCode(over.code))
+        event = "callRejected" if isReject else "callEnded"
         self._router.tell(event, call.snapshot(), int(over.code), over.text.decode("utf-8", "replace"))
 
     def _awaitReturn(self, call: Call, effect: AwaitReturn) -> None:

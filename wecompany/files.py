@@ -24,6 +24,7 @@ from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from wecompany.interfaces import IRouter
+from wecompany.limits import RateLimit
 from wecompany.wire import (
     FILE_WINDOW,
     MAX_CHUNK,
@@ -35,6 +36,7 @@ from wecompany.wire import (
     WireError,
     checkUserId,
     decodeOffset,
+    encodeOffset,
     splitId,
     splitOffset,
     splitReason,
@@ -52,6 +54,9 @@ OFFER_LAPSES_AFTER = 600.0
 REMEMBERED_FOR = 32.0
 """Seconds that late chunks of a transfer are expected after its end."""
 
+LEAST_WAIT = 0.001
+"""Seconds that a credit over the file rate is held back at least."""
+
 MAX_REMEMBERED = 10_000
 """Ended transfers that are remembered at once."""
 
@@ -68,6 +73,7 @@ class Transfer:
     @ivar credit: everything before this offset has been taken by the receiver.
     @ivar lapse: what cancels the offer; C{None} when it has been accepted.
     @ivar done: whether the sender has said that this was all.
+    @ivar taken: up to where the receiver has taken it, which the sender learns at the pace of its file rate.
     """
 
     sender: bytes
@@ -78,6 +84,8 @@ class Transfer:
     sent: int = 0
     credit: int = 0
     done: bool = False
+    taken: int = 0
+    crediting: IDelayedCall | None = None
 
     @property
     def key(self) -> Key:
@@ -88,10 +96,12 @@ class Transfer:
 class FileTransfers:
     """All transfers of one server."""
 
-    def __init__(self, router: IRouter, clock: IReactorTime) -> None:
+    def __init__(self, router: IRouter, clock: IReactorTime, rate: RateLimit | None = None) -> None:
         """
         @param router: how users are reached.
+        @param rate: how many bytes each user may send; any number if not given.
         """
+        self._rate = rate
         self._router = router
         self._clock = clock
         self._transfers: dict[Key, Transfer] = {}
@@ -136,8 +146,9 @@ class FileTransfers:
     def stop(self) -> None:
         """Forget everything."""
         for transfer in self._transfers.values():
-            if transfer.lapse is not None:
-                transfer.lapse.cancel()
+            for timer in (transfer.lapse, transfer.crediting):
+                if timer is not None:
+                    timer.cancel()
         for table in (self._transfers, self._ofUser, self._offered, self._accepted, self._ended):
             table.clear()
 
@@ -151,6 +162,8 @@ class FileTransfers:
         key = sender, receiver, transferId
         if key in self._transfers:
             raise WireError(ErrorCode.BAD_REQUEST, "this transfer is under way")
+        if self._router.isBlocked(receiver, sender):
+            raise WireError(ErrorCode.FORBIDDEN, "that user takes nothing from you")
         if not self._router.isOnline(receiver):
             raise WireError(ErrorCode.OFFLINE, "that user is offline")
         if self._offered[sender, True] >= MAX_OFFERED:
@@ -179,7 +192,7 @@ class FileTransfers:
             transfer.lapse = None
             self._tally(self._offered, transfer, -1)
             self._tally(self._accepted, transfer, 1)
-            transfer.sent = transfer.credit = offset
+            transfer.sent = transfer.credit = transfer.taken = offset
             self._router.deliver(sender, MessageType.FILE, receiver, data)
 
     def _chunk(self, sender: bytes, receiver: bytes, transferId: bytes, rest: bytes, data: bytes) -> None:
@@ -211,11 +224,25 @@ class FileTransfers:
             self._router.count("file frames dropped: transfer over")  # it is about the try before this offer
         elif offset > transfer.sent:
             self._breakRule(transfer, "credit past what was sent")
-        elif offset < transfer.credit or transfer.lapse is not None:
+        elif offset < transfer.taken or transfer.lapse is not None:
             raise WireError(ErrorCode.BAD_REQUEST, "credit only grows, from the offset that was accepted")
         else:
-            transfer.credit = offset
-            self._router.deliver(sender, MessageType.FILE, receiver, data)
+            transfer.taken = offset
+            if transfer.crediting is None:
+                self._passCredit(transfer)
+
+    def _passCredit(self, transfer: Transfer) -> None:
+        """Tell the sender what the receiver has taken, as soon as its file rate allows."""
+        transfer.crediting = None
+        size = transfer.taken - transfer.credit
+        if self._rate is not None and size and not self._rate.allow(transfer.sender, size):
+            self._router.count("limits hit: file")
+            wait = self._rate.wait(transfer.sender, size)
+            transfer.crediting = self._clock.callLater(max(wait, LEAST_WAIT), self._passCredit, transfer)
+            return
+        transfer.credit = transfer.taken
+        data = bytes((FileOp.CREDIT,)) + transfer.transferId + encodeOffset(transfer.credit)
+        self._router.deliver(transfer.sender, MessageType.FILE, transfer.receiver, data)
 
     def _done(self, sender: bytes, receiver: bytes, transferId: bytes, rest: bytes, data: bytes) -> None:
         _nothing(rest)
@@ -276,6 +303,8 @@ class FileTransfers:
                 del self._ofUser[user]
         if transfer.lapse is not None and transfer.lapse.active():
             transfer.lapse.cancel()
+        if transfer.crediting is not None:
+            transfer.crediting.cancel()
         self._tally(self._accepted if transfer.lapse is None else self._offered, transfer, -1)
         now = self._clock.seconds()
         while self._ended and (len(self._ended) >= MAX_REMEMBERED or next(iter(self._ended.values())) <= now):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from wecompany.interfaces import IStreamTransport
+from wecompany.wire import MessageType, decodeFrames
 
 MAX_WAITING = 4 * 1_048_576
 """Bytes that may wait for one receiver, besides the transport's own 64 KiB."""
@@ -27,19 +29,25 @@ BATCH = 65_536
 
 class Turn:
     """
-    The time in which one chunk of somebody's frames is handled.
+    The time in which one chunk of somebody's frames is handled, or one transaction of the store.
 
     What is sent meanwhile is kept for its end, so that each receiver gets all of it in one write.
 
     @ivar isOpen: whether such a time is now.
+    @ivar waiting: bytes that wait for all receivers together.
+    @ivar overflowed: called when that exceeds C{mostWaiting}; not to act at once, as a sender is in the middle of
+        something.
     """
 
-    __slots__ = ("_receivers", "isOpen")
+    __slots__ = ("_receivers", "isOpen", "mostWaiting", "overflowed", "waiting")
 
     _log = Logger()
 
-    def __init__(self) -> None:
+    def __init__(self, mostWaiting: float = math.inf, overflowed: Callable[[], None] = lambda: None) -> None:
         self.isOpen = False
+        self.waiting = 0
+        self.mostWaiting = mostWaiting
+        self.overflowed = overflowed
         self._receivers: list[Outbound] = []
 
     def add(self, receiver: Outbound) -> None:
@@ -64,40 +72,60 @@ class Outbound:
     The queue in front of one transport.
 
     It is the transport's producer: while the transport has enough to send, what comes waits here.
+
+    @ivar size: bytes that wait here.
     """
 
     __slots__ = (
         "_batch",
+        "_cleared",
         "_clock",
+        "_handed",
+        "_handedSize",
+        "_layers",
         "_mark",
         "_overflowed",
         "_paused",
+        "_pausesAtOnce",
         "_progressAt",
-        "_size",
         "_socket",
         "_tooMuch",
         "_transport",
         "_turn",
         "_waiting",
+        "size",
     )
 
     def __init__(
-        self, transport: IStreamTransport, clock: IReactorTime, turn: Turn, tooMuch: Callable[[], None]
+        self,
+        transport: IStreamTransport,
+        clock: IReactorTime,
+        turn: Turn,
+        tooMuch: Callable[[], None],
+        cleared: Callable[[], None] = lambda: None,
     ) -> None:
         """
         @param turn: shared by all receivers of a server.
         @param tooMuch: called once, from the reactor and not from within L{send}, when more than L{MAX_WAITING} waits.
+        @param cleared: called when the transport takes more again and nothing waits.
         """
         self._transport = transport
         self._clock = clock
         self._turn = turn
         self._tooMuch = tooMuch
+        self._cleared = cleared
         self._batch: list[bytes] = []
         self._socket: Any = transport
+        self._layers: list[Any] = []
         while hasattr(self._socket, "transport"):  # TLS and the like wrap one around another
+            self._layers.append(self._socket)
             self._socket = self._socket.transport
+        # Whether the transport pauses its producer whenever it could not send everything: then it need not be asked.
+        self._pausesAtOnce = not self._layers and getattr(self._socket, "pausesAtOnce", False)
+        self._handed: list[bytes] = []
+        self._handedSize = 0
         self._waiting: deque[bytes] = deque()
-        self._size = 0
+        self.size = 0
         self._paused = False
         self._overflowed = False
         self._progressAt = clock.seconds()
@@ -108,17 +136,19 @@ class Outbound:
         """Send whole frames, as soon as everything before them has been sent."""
         if not self._paused:
             if not self._turn.isOpen:
-                self._transport.write(frames)
+                self._write(frames)
                 return
             if not self._batch:
                 self._turn.add(self)
             self._batch.append(frames)
-        elif not self._overflowed and self._size + len(frames) <= MAX_WAITING:
-            self._size += len(frames)
+        elif not self._overflowed and self.size + len(frames) <= MAX_WAITING:
+            self._grow(len(frames))
             if self._waiting and len(self._waiting[-1]) < MERGE:
                 self._waiting[-1] += frames
             else:
                 self._waiting.append(frames)
+            if self._turn.waiting > self._turn.mostWaiting:
+                self._turn.overflowed()
         elif not self._overflowed:
             self._overflowed = True
             # Not now: whoever sends this is in the middle of something.
@@ -130,10 +160,36 @@ class Outbound:
         if batch:
             data = batch[0] if len(batch) == 1 else b"".join(batch)
             batch.clear()
-            self._transport.write(data)
+            self._write(data)
+
+    @property
+    def isPaused(self) -> bool:
+        """Whether what is sent now has to wait."""
+        return self._paused
+
+    @property
+    def isClear(self) -> bool:
+        """Whether the kernel has taken everything."""
+        return not (self._paused or self._batch or self._unsent())
+
+    def texts(self) -> list[tuple[bytes, bytes]]:
+        """Return the TEXTs that wait here, each C{(user ID, data)}, and let them wait no more."""
+        others: list[bytes] = []
+        texts = _splitTexts(b"".join((*self._waiting, *self._batch)), 0, others)
+        self.clear()
+        if others:
+            self._waiting.append(b"".join(others))
+            self._grow(len(self._waiting[0]))
+        return texts
+
+    def handedTexts(self) -> list[tuple[bytes, bytes]]:
+        """Return the TEXTs that the transport was given and the kernel has not, or not wholly, taken."""
+        unsent = self._unsent()
+        return _splitTexts(b"".join(self._handed), self._handedSize - unsent, []) if unsent else []
 
     def isStalled(self, now: float) -> bool:
         """Return whether something has waited for L{STALLED_AFTER} and nothing was taken."""
+        self._forgetSent()
         # How far the transport is with what it has, Twisted's tell in these attributes.
         transport = self._socket
         mark = len(getattr(transport, "dataBuffer", b"")), getattr(transport, "offset", 0)
@@ -147,14 +203,14 @@ class Outbound:
         """Hand everything to the transport, C{lastFrames} at the end, and be its producer no more."""
         self._transport.unregisterProducer()
         self._paused = False
-        self._transport.write(b"".join((*self._waiting, *self._batch, lastFrames)))
+        self._write(b"".join((*self._waiting, *self._batch, lastFrames)))
         self.clear()
 
     def clear(self) -> None:
         """Drop what waits."""
         self._batch.clear()
         self._waiting.clear()
-        self._size = 0
+        self._grow(-self.size)
 
     def pauseProducing(self) -> None:
         """The transport has enough."""
@@ -170,9 +226,52 @@ class Outbound:
             while self._waiting and size < BATCH:
                 batch.append(self._waiting.popleft())
                 size += len(batch[-1])
-            self._size -= size
-            self._transport.write(b"".join(batch))
+            self._grow(-size)
+            self._write(b"".join(batch))
+        if not self._paused:
+            self._forgetSent()
+            self._cleared()
 
     def stopProducing(self) -> None:
         """The connection is lost."""
-        self.clear()
+
+    def _grow(self, n: int) -> None:
+        self.size += n
+        self._turn.waiting += n
+
+    def _write(self, data: bytes) -> None:
+        self._transport.write(data)
+        if self._paused or not self._pausesAtOnce:
+            # What it could not send is remembered until it has: see handedTexts.
+            self._handed.append(data)
+            self._handedSize += len(data)
+            self._forgetSent()
+
+    def _forgetSent(self) -> None:
+        unsent = self._unsent()
+        while self._handed and self._handedSize - len(self._handed[0]) >= unsent:
+            self._handedSize -= len(self._handed.pop(0))
+
+    def _unsent(self) -> int:
+        """Return how many bytes the transport has that the kernel has not taken: with TLS, rather too many."""
+        transport = self._socket
+        unsent = getattr(transport, "_tempDataLen", 0)
+        unsent += len(getattr(transport, "dataBuffer", b"")) - getattr(transport, "offset", 0)
+        for layer in self._layers:
+            aggregator = getattr(layer, "_aggregator", None)
+            unsent += sum(map(len, getattr(aggregator, "_buffer", ())))
+        return int(unsent)
+
+
+def _splitTexts(frames: bytes, taken: int, others: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the TEXTs among whole frames that end behind C{taken}, and add what else there is to C{others}."""
+    texts = []
+    start = 0
+    for messageType, userId, data, end in decodeFrames(frames):
+        if messageType == MessageType.TEXT:
+            if end > taken:
+                texts.append((userId, data))
+        elif messageType != MessageType.DELAY:  # a DELAY sticks to its TEXT
+            others.append(frames[start:end])
+        start = end
+    return texts

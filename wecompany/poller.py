@@ -44,7 +44,16 @@ def fastest(reactor: Any) -> Any:
 
 
 class _Server(tcp.Server):
-    """Twisted's connection with a shorter way in, and one out that sends at once when nothing waits."""
+    """
+    Twisted's connection with a shorter way in, and one out that sends at once when nothing waits.
+
+    @cvar pausesAtOnce: its producer is paused as soon as anything could not be sent.
+    """
+
+    pausesAtOnce = True
+
+    def _isSendBufferFull(self) -> bool:
+        return bool(self.dataBuffer or self._tempDataBuffer)
 
     def doRead(self) -> BaseException | None:  # type: ignore[override]
         """Take what has arrived."""

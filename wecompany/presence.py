@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
+
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from wecompany.interfaces import IConnection
@@ -16,12 +19,6 @@ from wecompany.wire import (
     encodeU32,
 )
 
-LISTS_PER_MINUTE = 6
-"""Lists of users that one user may ask for."""
-
-MAX_SUBSCRIPTIONS = 1_000
-"""Single users that one connection may watch; who wants more watches everyone."""
-
 COALESCE = 0.25
 """Seconds in which several changes are told together, and of each user only the last: so a storm of log-ins costs each
 watcher four frames a second, not one for each log-in."""
@@ -35,18 +32,35 @@ def _encode(userId: bytes, isOnline: bool) -> bytes:
 
 
 class Presence:
-    """The subscriptions of one server.  They belong to a connection and end with it."""
+    """
+    The subscriptions of one server.  They belong to a connection and end with it.
 
-    def __init__(self, online: dict[bytes, IConnection], clock: IReactorTime) -> None:
+    @ivar known: returns all users of whom the store knows, online or not.
+    """
+
+    def __init__(
+        self,
+        online: dict[bytes, IConnection],
+        clock: IReactorTime,
+        count: Callable[[str], None],
+        lists: RateLimit | None,
+        maxSubscriptions: int,
+    ) -> None:
         """
         @param online: the hub's map of who is online, which stays the hub's.
+        @param count: adds one to a counter that the operator sees.
+        @param lists: how often a user may ask for a list.
+        @param maxSubscriptions: single users that one connection may watch; 0 for any number.
         """
         self._online = online
         self._clock = clock
         self._ofEveryone: set[IConnection] = set()
         self._ofUser: dict[bytes, set[IConnection]] = {}
         self._watched: dict[IConnection, set[bytes]] = {}
-        self._lists = RateLimit(clock, LISTS_PER_MINUTE / 60, LISTS_PER_MINUTE)
+        self._count = count
+        self._lists = lists
+        self._maxSubscriptions = maxSubscriptions
+        self.known: Callable[[], Iterable[bytes]] = lambda: ()
         self._changed: dict[bytes, bool] = {}
         self._timer: IDelayedCall | None = None
 
@@ -63,7 +77,7 @@ class Presence:
         elif data == b"\2":
             self._unsubscribe(connection, userId)
         elif len(data) == 1 and data[0] in (PresenceOp.LIST, PresenceOp.SUBSCRIBE, PresenceOp.LIST_ALL) and not userId:
-            self._list(connection, subscribe=data[0] == PresenceOp.SUBSCRIBE)
+            self._list(connection, PresenceOp(data[0]))
         else:
             raise WireError(ErrorCode.BAD_REQUEST, "there is no such presence op")
 
@@ -87,21 +101,28 @@ class Presence:
             self._timer = None
         self._changed.clear()
 
-    def _list(self, connection: IConnection, subscribe: bool) -> None:
-        if not self._lists.allow(connection.userId):
-            raise WireError(ErrorCode.OVERLOADED, f"at most {LISTS_PER_MINUTE} lists a minute")
-        if subscribe:
+    def _list(self, connection: IConnection, op: PresenceOp) -> None:
+        if self._lists is not None and not self._lists.allow(connection.userId):
+            self._count("limits hit: presence")
+            raise WireError(ErrorCode.OVERLOADED, "too many lists: the limit presence is a few a minute")
+        if op == PresenceOp.SUBSCRIBE:
             self._tellChanges()  # so that nothing older follows the list
             self._ofEveryone.add(connection)
-        others = [userId for userId in self._online if userId != connection.userId]
-        frames = [_encode(userId, True) for userId in others]
-        frames.append(encodeFrame(MessageType.PRESENCE, b"", encodeU32(len(others))))
+        users = dict.fromkeys(self._online, True)
+        if op == PresenceOp.LIST_ALL:
+            users = dict.fromkeys(self.known(), False) | users
+        users.pop(connection.userId, None)
+        frames = [_encode(userId, isOnline) for userId, isOnline in users.items()]
+        frames.append(encodeFrame(MessageType.PRESENCE, b"", encodeU32(len(users))))
         connection.send(b"".join(frames))
 
     def _subscribe(self, connection: IConnection, userId: bytes) -> None:
         watched = self._watched.setdefault(connection, set())
-        if userId not in watched and len(watched) >= MAX_SUBSCRIPTIONS:
-            raise WireError(ErrorCode.OVERLOADED, f"at most {MAX_SUBSCRIPTIONS} subscriptions: watch everyone instead")
+        if userId not in watched and len(watched) >= (self._maxSubscriptions or math.inf):
+            self._count("limits hit: subscriptions")
+            raise WireError(
+                ErrorCode.OVERLOADED, f"at most {self._maxSubscriptions} subscriptions: watch everyone instead"
+            )
         self._tellChanges()
         watched.add(userId)
         self._ofUser.setdefault(userId, set()).add(connection)

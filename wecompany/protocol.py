@@ -20,7 +20,6 @@ What a message means is the hub's business; it is reached as C{self.factory} onl
 
 from __future__ import annotations
 
-import hmac
 from enum import Enum
 from hashlib import sha256
 
@@ -31,7 +30,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from wecompany.interfaces import IConnection, IHub, IStreamTransport
+from wecompany.interfaces import Attempt, IConnection, IHub, IStreamTransport, Session
 from wecompany.outbound import Outbound, Turn
 from wecompany.wire import (
     ID_SIZE,
@@ -43,6 +42,7 @@ from wecompany.wire import (
     WireError,
     checkUserId,
     decodeFrames,
+    decodeU32,
     encodeError,
     encodeFrame,
     encodeTag,
@@ -51,11 +51,23 @@ from wecompany.wire import (
 REGISTER_WITHIN = 10.0
 """Seconds in which the first frame has to come."""
 
+DECIDE_WITHIN = 30.0
+"""Seconds in which the hub has to have decided about the first frame."""
+
 LINGER = 3.0
 """Seconds that a client has to read the last ERROR and close; then the connection is dropped."""
 
 MAX_HELD = 65_536
 """Bytes of further frames that wait for a registration; past that the client is not read."""
+
+
+LOCAL = "local"
+"""Stands for the address of whoever comes through a UNIX socket."""
+
+
+def _isProxied(transport: object) -> bool:
+    """Return whether a proxy in front is yet to tell where the client is: its first bytes do (C{haproxy:})."""
+    return getattr(transport, "_proxyInfo", transport) is None
 
 
 class _Phase(Enum):
@@ -86,9 +98,14 @@ class WeCompanyProtocol(Protocol):
         self.tag = b""
         self._phase = _Phase.NEW
         self._firstType = NO_TYPE
-        self._sessionDigest = b""
+        self.address = ""
+        self.session: Session | None = None
+        self.isDirect = True
+        self.textsLeft = self.mediaLeft = self.storing = 0
+        self._sessions: tuple[bytes, ...] = ()
+        self._holds: tuple[str, ...] = ()
+        self._isTaking = False
         self._unparsed = b""
-        self._readingPaused = False
         self._heard = True
         self._probed = False
         self._heardAt = 0.0
@@ -101,7 +118,9 @@ class WeCompanyProtocol(Protocol):
         setNoDelay = getattr(self.transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
             setNoDelay(True)
-        self._outbound = Outbound(self.transport, self._clock, self._turn, self._tooMuchWaits)
+        self._outbound = Outbound(self.transport, self._clock, self._turn, self._tooMuchWaits, self._cleared)
+        if not _isProxied(self.transport):
+            self._knowAddress()
         self.factory.connectionMade(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -113,21 +132,21 @@ class WeCompanyProtocol(Protocol):
         turn = self._turn
         turn.isOpen = True
         try:
-            if self._phase is _Phase.REGISTERED:
+            if self._isTaking:
                 self._takeFrames(data)
             elif self._phase is _Phase.NEW:
                 self._takeFirstFrame(data)
-            elif self._phase is _Phase.REGISTERING:
-                self._hold(data)
+            elif self._phase is not _Phase.CLOSED:
+                self._keepUnparsed(data)
         finally:
             turn.close()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
-        self._phase = _Phase.CLOSED
+        self._setPhase(_Phase.CLOSED)
         self._unparsed = b""
-        self._outbound.clear()
         self.factory.connectionLost(self)
+        self._outbound.clear()
 
     # -- IConnection
 
@@ -143,30 +162,94 @@ class WeCompanyProtocol(Protocol):
         if self._phase is not _Phase.CLOSED:
             self._outbound.send(frames)
 
-    def registered(self, userId: bytes, sessionId: bytes) -> None:
+    def sendError(self, code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
+        """See L{IConnection.sendError}."""
+        try:
+            if userId:
+                checkUserId(userId)
+        except WireError:
+            userId = b""
+        self.factory.count(f"errors: {code.name}")
+        self.send(encodeFrame(MessageType.ERROR, userId, encodeError(code, messageType, text)))
+
+    def registered(self, userId: bytes, sessionId: bytes, resumed: bytes, token: bytes) -> None:
         """See L{IConnection.registered}."""
-        self._phase = _Phase.REGISTERED
+        self._setPhase(_Phase.REGISTERED)
         self._heardAt = self._clock.seconds()
         self.userId = userId
         self.tag = encodeTag(userId)
-        self._sessionDigest = sha256(sessionId).digest()
+        digest = sha256(sessionId).digest()
+        self._sessions = (digest, resumed) if resumed else (digest,)
         answer = encodeFrame(MessageType.HEARTBEAT, userId, sessionId)
         if self._wantsAuthResponse():
-            answer = encodeFrame(MessageType.AUTH_RESPONSE, userId, b"\1") + answer
+            answer = encodeFrame(MessageType.AUTH_RESPONSE, userId, b"\1" + token) + answer
+        self._heard = not resumed  # to learn of what comes first
         self.send(answer)
 
     def resume(self) -> None:
         """See L{IConnection.resume}."""
-        if self._phase is not _Phase.REGISTERED:
+        if self._unparsed and self._phase is _Phase.REGISTERED:
+            self._isHeard()
+        self._goOn()
+
+    def hold(self, why: str) -> None:
+        """See L{IConnection.hold}."""
+        if why not in self._holds:
+            self._holds += (why,)
+            self._isTaking = False
+            self.transport.pauseProducing()
+
+    def release(self, why: str) -> None:
+        """See L{IConnection.release}."""
+        if why in self._holds:
+            self._holds = tuple(w for w in self._holds if w != why)
+            self._goOn()
+
+    def _goOn(self) -> None:
+        """Take what was kept, and read again, if nothing is in the way any more."""
+        if self._holds or self._phase is not _Phase.REGISTERED:
             return
-        self._takeFrames(self._unparsed)
-        if self._readingPaused:
-            self._readingPaused = False
+        self._isTaking = True
+        outer, self._turn.isOpen = self._turn.isOpen, True
+        try:
+            self._takeFrames(self._unparsed)
+        finally:
+            if not outer:
+                self._turn.close()
+        if self._isTaking:
             self.transport.resumeProducing()
 
-    def ownsSession(self, sessionId: bytes) -> bool:
+    @property
+    def isClosed(self) -> bool:
+        """See L{IConnection.isClosed}."""
+        return self._phase is _Phase.CLOSED
+
+    @property
+    def isPaused(self) -> bool:
+        """See L{IConnection.isPaused}."""
+        return self._outbound.isPaused
+
+    @property
+    def isClear(self) -> bool:
+        """See L{IConnection.isClear}."""
+        return self._outbound.isClear
+
+    @property
+    def waiting(self) -> int:
+        """See L{IConnection.waiting}."""
+        return self._outbound.size
+
+    def takeWaitingTexts(self) -> list[tuple[bytes, bytes]]:
+        """See L{IConnection.takeWaitingTexts}."""
+        return self._outbound.texts()
+
+    def handedTexts(self) -> list[tuple[bytes, bytes]]:
+        """See L{IConnection.handedTexts}."""
+        return self._outbound.handedTexts()
+
+    def ownsSession(self, digest: bytes) -> bool:
         """See L{IConnection.ownsSession}."""
-        return hmac.compare_digest(self._sessionDigest, sha256(sessionId).digest())
+        return digest in self._sessions
 
     def probe(self) -> None:
         """See L{IConnection.probe}."""
@@ -174,6 +257,9 @@ class WeCompanyProtocol(Protocol):
             self._heardAt = self._clock.seconds()
         self._heard = False
         self._probed = True
+        if self._holds:  # what it said may be among what is not read
+            self._isHeard()
+            return
         self.send(encodeFrame(MessageType.HEARTBEAT, self.userId))
 
     def sweep(self, now: float) -> None:
@@ -184,10 +270,12 @@ class WeCompanyProtocol(Protocol):
         elif self._phase is _Phase.NEW:
             if now >= self._deadline:
                 self.close(ErrorCode.NOT_REGISTERED, f"no first frame within {REGISTER_WITHIN:g} s")
+        elif self._phase is _Phase.REGISTERING and now >= self._deadline:
+            self.close(ErrorCode.OVERLOADED, "the server could not decide in time: try again later")
         elif self._outbound.isStalled(now):
             self.close(ErrorCode.TOO_SLOW, "you take nothing of what waits for you")
         elif self._phase is _Phase.REGISTERED:
-            if self._heard:
+            if self._heard or self._holds:
                 self._heard = False
                 self._heardAt = now
             elif now - self._heardAt >= self.factory.idleTimeout:
@@ -212,11 +300,12 @@ class WeCompanyProtocol(Protocol):
                 try:
                     receive(self, messageType, userId, body)
                 except WireError as e:
-                    self._sendError(e.code, e.text, messageType, userId)
+                    self.sendError(e.code, e.text, messageType, userId)
                 except Exception:  # noqa: BLE001 - whatever is wrong with one frame stays with that frame
                     self._log.failure("A frame of type {type} could not be handled", type=messageType)
-                    self._sendError(ErrorCode.INTERNAL, "a fault in the server; it is logged", messageType, userId)
-                if self._phase is not _Phase.REGISTERED:
+                    self.sendError(ErrorCode.INTERNAL, "a fault in the server; it is logged", messageType, userId)
+                if not self._isTaking:
+                    self._unparsed = data[end:] if self._phase is _Phase.REGISTERED else b""
                     return
         except WireError as e:
             self._close(e.code, e.text, NO_TYPE, b"")
@@ -224,6 +313,10 @@ class WeCompanyProtocol(Protocol):
             self._unparsed = data[end:]
 
     def _takeFirstFrame(self, data: bytes) -> None:
+        if not self.address:
+            self._knowAddress()
+            if self.isClosed:
+                return
         if len(data) >= 2 and int.from_bytes(data[:2], "big") > MAX_FIRST_PAYLOAD:
             self.close(ErrorCode.MALFORMED, f"a first frame has at most {MAX_FIRST_PAYLOAD} bytes")
             return
@@ -231,8 +324,9 @@ class WeCompanyProtocol(Protocol):
         try:
             for messageType, userId, body, end in decodeFrames(data):
                 self._unparsed = b""
-                self._phase = _Phase.REGISTERING
-                self._hold(data[end:])
+                self._setPhase(_Phase.REGISTERING)
+                self._deadline = self._clock.seconds() + DECIDE_WITHIN
+                self._keepUnparsed(data[end:])
                 self._register(messageType, userId, body)
                 return
         except WireError as e:
@@ -250,23 +344,40 @@ class WeCompanyProtocol(Protocol):
         self._firstType = messageType
         self.userId = userId
         credential = data
-        sessionId = None
+        received = 0
+        resumed = None
         if messageType == MessageType.ACK:
             if len(data) < 4 + ID_SIZE:
                 self._close(ErrorCode.MALFORMED, "an ACK has a count and a session ID first", messageType, userId)
                 return
+            received = decodeU32(data[:4])
             sessionId = data[4 : 4 + ID_SIZE]
+            resumed = sha256(sessionId).digest() if any(sessionId) else b""
             credential = data[4 + ID_SIZE :]
         if len(credential) > MAX_REASON:
             self._close(ErrorCode.MALFORMED, f"a credential has at most {MAX_REASON} bytes", messageType, userId)
             return
-        self.factory.register(self, userId, credential, sessionId)
+        names: frozenset[bytes] = frozenset()
+        if ISSLTransport.providedBy(self.transport):
+            from wecompany.tls import certificateNames  # what this needs is an extra
 
-    def _hold(self, data: bytes) -> None:
+            names = certificateNames(self.transport)
+        self.factory.register(self, Attempt(userId, credential, messageType, self.address, names), resumed, received)
+
+    def _keepUnparsed(self, data: bytes) -> None:
         self._unparsed = data
-        if len(data) >= MAX_HELD and not self._readingPaused:
-            self._readingPaused = True
+        if len(data) >= MAX_HELD:
             self.transport.pauseProducing()
+
+    def _setPhase(self, phase: _Phase) -> None:
+        self._phase = phase
+        self._isTaking = phase is _Phase.REGISTERED and not self._holds
+
+    def _knowAddress(self) -> None:
+        """Learn where the client is, which behind a proxy only the first bytes tell."""
+        peer = self.transport.getPeer()
+        self.address = peer.host if isinstance(peer, IPv4Address | IPv6Address) else LOCAL
+        self.factory.addressKnown(self)
 
     # -- the end
 
@@ -292,9 +403,10 @@ class WeCompanyProtocol(Protocol):
             text=text,
         )
         self.factory.count(f"connections closed: {code.name}")
-        self._phase = _Phase.CLOSED
+        self._setPhase(_Phase.CLOSED)
         self._unparsed = b""
         self._deadline = self._clock.seconds() + LINGER
+        self.factory.unregister(self)
         if code == ErrorCode.TOO_SLOW:
             self._outbound.clear()
         self._outbound.finish(lastWord)
@@ -304,19 +416,12 @@ class WeCompanyProtocol(Protocol):
         if halfClose is None or ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
         else:
-            if self._readingPaused:
-                self.transport.resumeProducing()
+            self.transport.resumeProducing()
             halfClose()
-        self.factory.unregister(self)
 
-    def _sendError(self, code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
-        try:
-            if userId:
-                checkUserId(userId)
-        except WireError:
-            userId = b""
-        self.factory.count(f"errors: {code.name}")
-        self.send(encodeFrame(MessageType.ERROR, userId, encodeError(code, messageType, text)))
+    def _cleared(self) -> None:
+        if not self.isDirect:
+            self.factory.cleared(self)
 
     def _tooMuchWaits(self) -> None:
         self.close(ErrorCode.TOO_SLOW, "too much waits for you")
@@ -325,6 +430,7 @@ class WeCompanyProtocol(Protocol):
 
     def _isHeard(self) -> None:
         self._heard = True
-        if self._probed:
+        if self._probed or len(self._sessions) > 1:
             self._probed = False
+            self._sessions = self._sessions[:1]
             self.factory.heardFrom(self)

@@ -10,39 +10,59 @@ The hub: who is online, and where each message goes.
 
 from __future__ import annotations
 
+import math
 import secrets
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
+from functools import partial
+from hashlib import sha256
 from typing import cast
 
+from attrs import define
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IReactorTime
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from wecompany.calls import CALL_GRACE, MAX_CALL, RING_TIMEOUT, VideoCallServer
+from wecompany.delivery import Delivery
 from wecompany.files import FileTransfers
 from wecompany.interfaces import (
+    Attempt,
+    Begun,
+    CallRecord,
     CallSession,
+    IAuthenticator,
     IConnection,
     IHub,
     IRouter,
     IServerObserver,
+    IStore,
+    MissedCall,
+    Refused,
+    Session,
+    StoreProblem,
 )
-from wecompany.limits import RateLimit
+from wecompany.limits import AddressCounts, Limits, addressKey
 from wecompany.outbound import Turn
 from wecompany.poller import fastest
 from wecompany.presence import Presence
 from wecompany.protocol import WeCompanyProtocol
 from wecompany.wire import (
     ID_SIZE,
+    MAX_PAYLOAD,
+    EndCode,
     ErrorCode,
     MessageType,
+    RejectCode,
     WireError,
     checkUserId,
     encodeFrame,
+    encodeTag,
     encodeTagged,
 )
 
@@ -67,8 +87,20 @@ REPORT_EVERY = 60.0
 MAX_REFUSED = 100
 """Connections past the most allowed ones that are told so; any further one is dropped without a word."""
 
-BROADCASTS_PER_SECOND = 1
-"""Broadcasts of one user."""
+LONGEST_PAUSE = 0.02
+"""Seconds for which a client that writes too fast is not read, at a time."""
+
+PREPAID = 100
+"""Parts of a burst: so much is taken from a bucket at once, and then counted down without looking at it."""
+
+TOO_FAST = "it writes too fast"
+"""Why a connection is not read."""
+
+
+BLOCKED = "that user takes nothing from you"
+
+_MISSED = {RejectCode.NO_ANSWER, RejectCode.OFFLINE, EndCode.CANCELLED}
+"""How a call ends that its callee has missed."""
 
 
 @implementer(IServerObserver)
@@ -97,6 +129,25 @@ class ServerObserver:
         """See L{IServerObserver.callEnded}."""
 
 
+@define(eq=False)
+class _Newcomer:
+    """
+    Somebody who is about to be a user.
+
+    @ivar resumed: see L{IHub.register}.
+    @ivar received: see L{IHub.register}.
+    @ivar wasOnline: whether the user was online until this one took over.
+    """
+
+    connection: IConnection
+    userId: bytes
+    resumed: bytes | None
+    received: int
+    token: bytes = b""
+    session: Session | None = None
+    wasOnline: bool = False
+
+
 @implementer(IHub, IRouter)
 class WeCompanyFactory(Factory):
     """
@@ -123,6 +174,9 @@ class WeCompanyFactory(Factory):
         maxConnections: int = 0,
         broadcast: bool = False,
         observers: Iterable[IServerObserver] = (),
+        limits: Limits | None = None,
+        store: IStore | None = None,
+        authenticator: IAuthenticator | None = None,
     ) -> None:
         """
         @param reactor: the time, and for L{startServer} the sockets; without one, Twisted's own.
@@ -130,9 +184,13 @@ class WeCompanyFactory(Factory):
         @param callGrace: seconds that a party of an active call may be away.
         @param maxCall: seconds that a call may last; 0 for any time.
         @param idleTimeout: seconds after which a silent client is closed.
-        @param maxConnections: how many there may be; 0 for as many as the system allows.
+        @param maxConnections: how many there may be, where C{limits} does not say it; 0 for as many as the system
+            allows.
         @param broadcast: whether clients may send to everyone.
         @param observers: see L{addObserver}.
+        @param limits: what anyone may do at most; the defaults if not given.
+        @param store: see L{setStore}.
+        @param authenticator: see L{setStore}.
         """
         if reactor is None:
             from twisted.internet import reactor as installed
@@ -142,24 +200,49 @@ class WeCompanyFactory(Factory):
         self.idleTimeout = idleTimeout
         self.counters: Counter[str] = Counter()
         self._reported: Counter[str] = Counter()
-        self._maxConnections = maxConnections
+        limits = limits or Limits()
+        self._limits = limits
+        self._maxConnections = limits["connections"].value or maxConnections
         self._broadcastAllowed = broadcast
-        self._broadcasts = RateLimit(reactor, BROADCASTS_PER_SECOND, BROADCASTS_PER_SECOND)
+        self._broadcasts = limits.rate("broadcast", reactor)
+        self._connectionRate = limits.rate("connection-rate", reactor)
+        self._texts = limits.rate("text", reactor)
+        self._mediaBytes = limits.rate("media", reactor)
+        self._ofAddress = AddressCounts()
+        self._unregisteredOfAddress = AddressCounts()
+        self._addressKeys: dict[IConnection, str] = {}
+        self._unregistered: set[IConnection] = set()
         self._observers: list[IServerObserver] = list(observers)
         self._connections: set[IConnection] = set()
         self._refused: set[IConnection] = set()
         self._online: dict[bytes, IConnection] = {}
-        self._newcomers: dict[bytes, tuple[IConnection, IDelayedCall]] = {}
+        self._newcomers: dict[bytes, tuple[_Newcomer, IDelayedCall]] = {}
+        self._entering: dict[bytes, _Newcomer] = {}
+        self._commanding: set[IConnection] = set()
         self._ports: list[IListeningPort] = []
         self._sweeping: IDelayedCall | None = None
         self._reportAt = 0.0
-        self._turn = Turn()
+        self._turn = Turn(limits["queued-memory"].value or math.inf, self._queuedTooMuch)
+        self._isRelieving = False
         self._isStopping = False
         self._stopped: Deferred[None]
         self._emptied: Deferred[None] | None = None
-        self.calls = VideoCallServer(self, reactor, ringTimeout=ringTimeout, callGrace=callGrace, maxCall=maxCall)
-        self._files = FileTransfers(self, reactor)
-        self._presence = Presence(self._online, reactor)
+        self.calls = VideoCallServer(
+            self,
+            reactor,
+            ringTimeout=ringTimeout,
+            callGrace=callGrace,
+            maxCall=maxCall,
+            requests=limits.rate("calls", reactor),
+        )
+        self._files = FileTransfers(self, reactor, limits.rate("file", reactor))
+        self._presence = Presence(
+            self._online, reactor, self.count, limits.rate("presence", reactor), limits["subscriptions"].value
+        )
+        self._store: IStore | None = None
+        self._authenticator: IAuthenticator | None = None
+        self._delivery: Delivery | None = None
+        self._blocks: Mapping[bytes, Set[bytes]] = {}
         callFrame = self._callFrame
         self._handlers: dict[int, Callable[[IConnection, int, bytes, bytes], None]] = {
             MessageType.TEXT: self._text,
@@ -171,9 +254,28 @@ class WeCompanyFactory(Factory):
             MessageType.MEDIA_DATA: self._media,
             MessageType.HEARTBEAT: self._heartbeat,
             MessageType.PRESENCE: self._presenceFrame,
+            MessageType.ACK: self._ack,
+            MessageType.LOGIN: self._accountFrame,
         }
+        self.setStore(store, authenticator)
 
     # -- for applications
+
+    def setStore(self, store: IStore | None, authenticator: IAuthenticator | None = None) -> None:
+        """
+        Say where texts are kept and who may be whom, before the first client connects.
+
+        @param store: without one, a text to somebody offline is refused, and nothing is reliable.
+        @param authenticator: without one the server runs open: whoever connects may be anyone.
+        """
+        self._store = store
+        self._authenticator = authenticator
+        if store is not None:
+            self._delivery = Delivery(store, self._reactor, self._turn, self.count, self._isAway)
+            self._blocks = store.blocks
+            self._presence.known = store.knownUsers
+            store.setOnline(lambda userId: not self._isAway(userId))
+            store.setAccountChanged(self._accountChanged)
 
     def startServer(self, port: int = 8888, interface: str = "", plain: bool = False) -> Deferred[IListeningPort]:
         """
@@ -229,13 +331,20 @@ class WeCompanyFactory(Factory):
 
     def sendMessage(self, userId: str, data: bytes | str, messageType: int = MessageType.TEXT) -> bool:
         """
-        Send a message from the server itself.
+        Send a message from the server itself.  A TEXT for somebody offline waits in the store, if that knows the user.
 
         @param data: bytes, or a text that is sent as UTF-8.
         @return: whether the user was online.
         @raise WireError: if it is too long for a frame.
         """
-        return self.deliver(userId.encode(), messageType, b"", data.encode() if isinstance(data, str) else data)
+        receiver = userId.encode()
+        body = data.encode() if isinstance(data, str) else data
+        if messageType == MessageType.TEXT and self._delivery is not None and not self._isDirect(receiver):
+            encodeFrame(messageType, b"", body)
+            if self._isKept(receiver):
+                self._delivery.keep(None, b"", receiver, body)
+            return receiver in self._online
+        return self.deliver(receiver, messageType, b"", body)
 
     def broadcastMessage(self, data: bytes | str, messageType: int = MessageType.TEXT) -> int:
         """
@@ -244,9 +353,8 @@ class WeCompanyFactory(Factory):
         @return: how many that were.
         @raise WireError: if it is too long for a frame.
         """
-        frame = encodeFrame(messageType, b"", data.encode() if isinstance(data, str) else data)
-        for connection in self._online.values():
-            connection.send(frame)
+        body = data.encode() if isinstance(data, str) else data
+        self._spread(messageType, b"", body, encodeFrame(messageType, b"", body))
         return len(self._online)
 
     def getOnlineUsers(self) -> list[str]:
@@ -285,6 +393,28 @@ class WeCompanyFactory(Factory):
         """See L{IRouter.count}."""
         self.counters[what] += n
 
+    def isBlocked(self, userId: bytes, sender: bytes) -> bool:
+        """See L{IRouter.isBlocked}."""
+        return sender in self._blocks.get(userId, ())
+
+    def recordCall(self, session: CallSession, outcome: RejectCode | EndCode) -> None:
+        """See L{IRouter.recordCall}."""
+        if self._store is None:
+            return
+        callId = bytes.fromhex(session.callId)
+        caller, callee = session.caller.encode(), session.callee.encode()
+        startedAt = int(session.startedAt * 1000)
+        answeredAt = None if session.answeredAt is None else int(session.answeredAt * 1000)
+        assert session.endedAt is not None
+        outcomeText = outcome.name.lower().replace("_", " ")
+        self._store.callEnded(
+            CallRecord(
+                callId, caller, callee, session.isVideo, startedAt, answeredAt, int(session.endedAt * 1000), outcomeText
+            )
+        )
+        if outcome in _MISSED and answeredAt is None:
+            self._store.missedCall(callee, MissedCall(callId, caller, startedAt))
+
     def tell(self, event: str, *arguments: object) -> None:
         """See L{IRouter.tell}."""
         for observer in list(self._observers):
@@ -304,83 +434,207 @@ class WeCompanyFactory(Factory):
             self._scheduleSweep()
         if self._isStopping:
             connection.close(ErrorCode.SHUTTING_DOWN, "the server is going away")
-        elif self._maxConnections and others >= self._maxConnections:
-            if len(self._refused) < MAX_REFUSED:
-                self._refused.add(connection)
-                connection.close(ErrorCode.OVERLOADED, f"the server takes {self._maxConnections} connections")
-            else:
-                self.count("connections dropped: too many")
-                connection.abort()
+        elif not connection.isClosed and self._maxConnections and others >= self._maxConnections:
+            self._turnAway(connection, "connections", f"the server takes {self._maxConnections} connections")
+
+    def addressKnown(self, connection: IConnection) -> None:
+        """See L{IHub.addressKnown}."""
+        key = addressKey(connection.address)
+        most, mostUnregistered = self._limits["address-connections"].value, self._limits["unregistered"].value
+        if self._connectionRate is not None and not self._connectionRate.allow(key.encode()):
+            self._turnAway(connection, "connection-rate", "too many new connections from your address: wait a moment")
+        elif most and self._ofAddress[key] >= most:
+            self._turnAway(connection, "address-connections", f"your address has {most} connections")
+        elif mostUnregistered and self._unregisteredOfAddress[key] >= mostUnregistered:
+            self._turnAway(
+                connection, "unregistered", f"{mostUnregistered} connections of your address have not registered yet"
+            )
+        else:
+            self._addressKeys[connection] = key
+            self._unregistered.add(connection)
+            self._ofAddress.add(key)
+            self._unregisteredOfAddress.add(key)
 
     def connectionLost(self, connection: IConnection) -> None:
         """See L{IHub.connectionLost}."""
         self.unregister(connection)
+        if self._delivery is not None and connection.tag:
+            self._delivery.lost(connection)
+        self._isRegistered(connection)
+        key = self._addressKeys.pop(connection, None)
+        if key is not None:
+            self._ofAddress.remove(key)
         self._connections.discard(connection)
         self._refused.discard(connection)
         self._isEmpty()
 
-    def register(self, connection: IConnection, userId: bytes, credential: bytes, sessionId: bytes | None) -> None:
-        """See L{IHub.register}.  The server runs open: whatever the credential, it is right."""
-        old = self._online.get(userId)
-        if old is None:
-            self._admit(connection, userId)
-            self._presence.changed(userId)
-            self.tell("clientConnected", userId.decode())
-            connection.resume()
-        elif sessionId is not None and old.ownsSession(sessionId):
+    def register(self, connection: IConnection, attempt: Attempt, resumed: bytes | None, received: int) -> None:
+        """See L{IHub.register}."""
+        newcomer = _Newcomer(connection, attempt.userId, resumed, received)
+        if self._authenticator is None:
+            self._claim(newcomer)
+        else:
+            self._authenticator.authenticate(attempt).addCallbacks(
+                self._authenticated, self._notAuthenticated, (newcomer,), errbackArgs=(newcomer,)
+            ).addErrback(self._registrationFailed, newcomer)
+
+    def _authenticated(self, token: bytes, newcomer: _Newcomer) -> None:
+        newcomer.token = token
+        if not newcomer.connection.isClosed:
+            self._claim(newcomer)
+
+    def _notAuthenticated(self, failure: Failure, newcomer: _Newcomer) -> None:
+        failure.trap(Refused, StoreProblem)
+        why = failure.value
+        code = why.code if isinstance(why, Refused) else ErrorCode.OVERLOADED
+        self.count(f"registrations refused: {code.name}")
+        newcomer.connection.close(code, why.text if isinstance(why, Refused) else str(why))
+
+    def _registrationFailed(self, failure: Failure, newcomer: _Newcomer) -> None:
+        self._log.failure("A registration of {user!r} failed", failure, user=newcomer.userId.decode())
+        newcomer.connection.close(ErrorCode.INTERNAL, "a fault in the server; it is logged")
+
+    def _claim(self, newcomer: _Newcomer) -> None:
+        """Somebody who may be this user wants to be; there may be one already."""
+        connection, userId = newcomer.connection, newcomer.userId
+        entering = self._entering.get(userId)
+        holder = entering.connection if entering is not None else self._online.get(userId)
+        isSame = newcomer.resumed and (
+            entering.resumed == newcomer.resumed
+            if entering is not None
+            else holder is not None and holder.ownsSession(newcomer.resumed)
+        )
+        if holder is None:
+            self._begin(newcomer)
+        elif isSame or self._authenticator is not None:
             self._refuseNewcomer(userId)
-            self._takeOver(old, connection)
-        elif userId in self._newcomers:
+            self._takeOver(holder, newcomer)
+        elif userId in self._newcomers or entering is not None:
             connection.close(ErrorCode.ID_IN_USE, "somebody else is waiting for this ID")
         else:
             timer = self._reactor.callLater(PROBE_TIMEOUT, self._probeTimedOut, userId)
-            self._newcomers[userId] = connection, timer
-            old.probe()
+            self._newcomers[userId] = newcomer, timer
+            holder.probe()
+
+    def _begin(self, newcomer: _Newcomer) -> None:
+        """Nobody else is in the way: begin its session, in the store first if it is a reliable one."""
+        sessionId = secrets.token_bytes(ID_SIZE)
+        if self._store is None or newcomer.resumed is None:
+            self._admit(newcomer, sessionId, None)
+        else:
+            self._entering[newcomer.userId] = newcomer
+            newcomer.session = Session(sha256(sessionId).digest())
+            begun = partial(self._begun, newcomer, sessionId)
+            self._store.beginSession(
+                newcomer.userId, newcomer.session.digest, newcomer.resumed, newcomer.received, begun
+            )
+
+    def _begun(self, newcomer: _Newcomer, sessionId: bytes, result: Begun | StoreProblem) -> None:
+        userId = newcomer.userId
+        if self._entering.get(userId) is not newcomer:
+            return  # it has left, or been replaced
+        if isinstance(result, StoreProblem):
+            newcomer.connection.close(ErrorCode.OVERLOADED, str(result))
+        else:
+            del self._entering[userId]
+            self._admit(newcomer, sessionId, result)
+
+    def _admit(self, newcomer: _Newcomer, sessionId: bytes, begun: Begun | None) -> None:
+        connection, userId = newcomer.connection, newcomer.userId
+        self._online[userId] = connection
+        self._isRegistered(connection)
+        connection.session = newcomer.session
+        isReliable = newcomer.session is not None
+        connection.registered(userId, sessionId, newcomer.resumed or b"" if isReliable else b"", newcomer.token)
+        delivery = self._delivery
+        if delivery is not None:
+            delivery.join(connection, begun)
+        self._log.info("{user!r} is online from {peer}", user=userId.decode(), peer=connection.peerName())
+        self.calls.userRegistered(userId)
+        if delivery is not None and begun is not None:
+            delivery.begin(connection, begun.waiting)
+        if not newcomer.wasOnline:
+            self._presence.changed(userId)
+            self.tell("clientConnected", userId.decode())
+        connection.resume()
+
+    def _isRegistered(self, connection: IConnection) -> None:
+        """This connection does not count among the unregistered ones any more."""
+        if connection in self._unregistered:
+            self._unregistered.remove(connection)
+            self._unregisteredOfAddress.remove(self._addressKeys[connection])
+
+    def _turnAway(self, connection: IConnection, limit: str, text: str) -> None:
+        self.count(f"limits hit: {limit}")
+        if len(self._refused) < MAX_REFUSED:
+            self._refused.add(connection)
+            connection.close(ErrorCode.OVERLOADED, text)
+        else:
+            self.count("connections dropped: too many")
+            connection.abort()
 
     def heardFrom(self, connection: IConnection) -> None:
         """See L{IHub.heardFrom}."""
         if self._online.get(connection.userId) is connection:
             self._refuseNewcomer(connection.userId)
+            if self._delivery is not None and connection.session is not None:
+                self._delivery.heardFrom(connection.session)
+
+    def cleared(self, connection: IConnection) -> None:
+        """See L{IHub.cleared}."""
+        if self._delivery is not None:
+            self._delivery.cleared(connection)
 
     def unregister(self, connection: IConnection) -> None:
         """See L{IHub.unregister}."""
         userId = connection.userId
-        self._presence.connectionLost(connection)
         newcomer, timer = self._newcomers.get(userId, (None, None))
-        if newcomer is connection:
+        if newcomer is not None and newcomer.connection is connection:
             assert timer is not None
             timer.cancel()
             del self._newcomers[userId]
+        entering = self._entering.get(userId)
+        if entering is not None and entering.connection is connection:
+            del self._entering[userId]
+            if entering.wasOnline:
+                self._wentOffline(userId)
         if self._online.get(userId) is not connection:
             return
         if newcomer is not None and not self._isStopping:
             self._takeOver(connection, newcomer)
             return
+        self._leave(connection)
+        self._wentOffline(userId)
+
+    def _leave(self, connection: IConnection) -> None:
+        """This connection is its user's no more."""
+        userId = connection.userId
         del self._online[userId]
-        self._log.info("{user!r} is offline", user=userId.decode())
+        self._presence.connectionLost(connection)
+        if self._delivery is not None:
+            self._delivery.leave(connection)
         if not self._isStopping:
             self._files.userLost(userId)
             self.calls.userLost(userId)
+
+    def _wentOffline(self, userId: bytes) -> None:
+        self._log.info("{user!r} is offline", user=userId.decode())
+        if not self._isStopping:
             self._presence.changed(userId)
         self.tell("clientDisconnected", userId.decode())
 
-    def _admit(self, connection: IConnection, userId: bytes) -> None:
-        self._online[userId] = connection
-        connection.registered(userId, secrets.token_bytes(ID_SIZE))
-        self._log.info("{user!r} is online from {peer}", user=userId.decode(), peer=connection.peerName())
-        self.calls.userRegistered(userId)
-
-    def _takeOver(self, old: IConnection, newcomer: IConnection) -> None:
+    def _takeOver(self, old: IConnection, newcomer: _Newcomer) -> None:
         """As if the old connection were lost and the user registered again at once; nobody's presence changes."""
-        userId = old.userId
+        userId = newcomer.userId
         _, timer = self._newcomers.pop(userId, (None, None))
         if timer is not None and timer.active():
             timer.cancel()
-        self._files.userLost(userId)
-        self.calls.userLost(userId)
-        self._admit(newcomer, userId)
+        entering = self._entering.pop(userId, None)
+        newcomer.wasOnline = entering is None or entering.wasOnline
+        if entering is None:
+            self._leave(old)
         old.close(ErrorCode.REPLACED, "you have registered from another connection")
-        newcomer.resume()
+        self._begin(newcomer)
 
     def _probeTimedOut(self, userId: bytes) -> None:
         newcomer, _ = self._newcomers[userId]
@@ -390,7 +644,19 @@ class WeCompanyFactory(Factory):
         newcomer, timer = self._newcomers.pop(userId, (None, None))
         if newcomer is not None and timer is not None:
             timer.cancel()
-            newcomer.close(ErrorCode.ID_IN_USE, "this ID is in use by a live connection")
+            newcomer.connection.close(ErrorCode.ID_IN_USE, "this ID is in use by a live connection")
+
+    def _isAway(self, userId: bytes) -> bool:
+        return userId not in self._online and userId not in self._entering
+
+    def _accountChanged(self, userId: bytes) -> None:
+        """An account has been disabled or deleted: put its user out."""
+        if self._authenticator is None:
+            return
+        entering = self._entering.get(userId)
+        connection = entering.connection if entering is not None else self._online.get(userId)
+        if connection is not None:
+            connection.close(ErrorCode.FORBIDDEN, "this account is disabled or deleted")
 
     # -- IHub: messages
 
@@ -402,26 +668,108 @@ class WeCompanyFactory(Factory):
         handler(connection, messageType, userId, data)
 
     def _text(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
+        connection.textsLeft -= 1
+        if connection.textsLeft < 0:
+            self._lookAtTextRate(connection)
         receiver = self._online.get(userId)
-        if receiver is not None:
+        if receiver is not None and receiver.isDirect and connection.session is None:
+            if self._blocks and self.isBlocked(userId, connection.userId):
+                raise WireError(ErrorCode.FORBIDDEN, BLOCKED)
             receiver.send(encodeTagged(messageType, connection.tag, data))
-        elif not userId:
-            self._broadcast(connection, data)
+        elif connection.session is None:
+            self._keepText(connection, userId, data)
         else:
-            checkUserId(userId)
-            raise WireError(ErrorCode.OFFLINE, "that user is offline")
-        if self._observers:
+            connection.session.received += 1
+            try:
+                self._keepText(connection, userId, data)
+            except WireError as e:
+                assert self._delivery is not None
+                self._delivery.refuse(connection, e, userId)
+                return
+        if self._observers and (receiver is not None or not userId):
             self.tell("messageReceived", connection.userId.decode(), userId.decode(), messageType, data)
 
-    def _broadcast(self, connection: IConnection, data: bytes) -> None:
+    def _keepText(self, connection: IConnection, userId: bytes, data: bytes) -> None:
+        """Take a text that does not go straight to one receiver."""
+        frame = encodeTagged(MessageType.TEXT, connection.tag, data)
+        if not userId:
+            self._broadcast(connection, data, frame)
+            return
+        checkUserId(userId)
+        if self.isBlocked(userId, connection.userId):
+            raise WireError(ErrorCode.FORBIDDEN, BLOCKED)
+        if self._delivery is None or not self._isKept(userId):
+            raise WireError(ErrorCode.OFFLINE, "that user is offline")
+        self._keep(connection, connection.userId, userId, data)
+
+    def _keep(self, connection: IConnection | None, sender: bytes, userId: bytes, data: bytes) -> None:
+        assert self._delivery is not None
+        receiver = self._online.get(userId)
+        if receiver is not None:
+            self._delivery.divert(receiver)
+        self._delivery.keep(connection, sender, userId, data)
+
+    def _isKept(self, userId: bytes) -> bool:
+        """Whether a text for that user has a place in the store."""
+        assert self._store is not None
+        return userId in self._online or userId in self._entering or self._store.isKnown(userId)
+
+    def _isDirect(self, userId: bytes) -> bool:
+        receiver = self._online.get(userId)
+        return receiver is not None and receiver.isDirect
+
+    def _broadcast(self, connection: IConnection, data: bytes, frame: bytes) -> None:
         if not self._broadcastAllowed:
             raise WireError(ErrorCode.FORBIDDEN, "this server allows no broadcasts")
-        frame = encodeTagged(MessageType.TEXT, connection.tag, data)
-        if not self._broadcasts.allow(connection.userId):
-            raise WireError(ErrorCode.OVERLOADED, f"at most {BROADCASTS_PER_SECOND} broadcast a second")
-        for receiver in self._online.values():
-            if receiver is not connection:
+        if self._broadcasts is not None and not self._broadcasts.allow(connection.userId):
+            self.count("limits hit: broadcast")
+            limit = self._limits["broadcast"]
+            raise WireError(ErrorCode.OVERLOADED, f"the limit broadcast is {limit.value} a second")
+        if connection.session is None or self._delivery is None:
+            self._spread(MessageType.TEXT, connection.userId, data, frame)
+        else:
+            self._delivery.afterCommit(
+                connection, partial(self._spread, MessageType.TEXT, connection.userId, data, frame)
+            )
+
+    def _spread(self, messageType: int, sender: bytes, data: bytes, frame: bytes) -> None:
+        """Send to everyone but the sender and those who block it."""
+        for userId, receiver in list(self._online.items()):
+            if userId == sender or self.isBlocked(userId, sender):
+                continue
+            if messageType == MessageType.TEXT and not receiver.isDirect:
+                self._keep(None, sender, userId, data)
+            else:
                 receiver.send(frame)
+
+    def _lookAtTextRate(self, connection: IConnection) -> None:
+        """Let so many texts pass before this is asked again; if there are too many, read the client more slowly."""
+        if self._texts is None:
+            connection.textsLeft = sys.maxsize
+            return
+        some = max(1, self._limits["text"].burst // PREPAID)
+        if self._texts.allow(connection.userId, some):
+            connection.textsLeft = some - 1
+            return
+        connection.textsLeft = 0
+        self.count("limits hit: text")
+        connection.hold(TOO_FAST)
+        self._pause(connection, some)
+
+    def _pause(self, connection: IConnection, some: int) -> None:
+        assert self._texts is not None
+        wait = self._texts.wait(connection.userId, some)
+        self._reactor.callLater(min(max(wait, 0.001), LONGEST_PAUSE), self._readAgain, connection, some)
+
+    def _readAgain(self, connection: IConnection, some: int) -> None:
+        assert self._texts is not None
+        if connection.isClosed:
+            return
+        if self._texts.allow(connection.userId, some):
+            connection.textsLeft = some - 1
+            connection.release(TOO_FAST)
+        else:
+            self._pause(connection, some)
 
     def _file(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
         self._files.frameReceived(connection.userId, userId, data)
@@ -434,11 +782,27 @@ class WeCompanyFactory(Factory):
     def _media(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
         receiver = self._online.get(userId)
         if receiver is not None and self.calls.routes.get(connection.userId) == userId:
+            connection.mediaLeft -= len(data)
+            if connection.mediaLeft < 0 and not self._mayMedia(connection, len(data)):
+                self.count("limits hit: media")
+                return
             receiver.send(encodeTagged(messageType, connection.tag, data))
             return
         self.count("media dropped: no call, or the party is away")
         if userId:
             checkUserId(userId)
+
+    def _mayMedia(self, connection: IConnection, size: int) -> bool:
+        """Whether that much may pass, as the bucket says; and let some more pass before this is asked again."""
+        if self._mediaBytes is None:
+            connection.mediaLeft = sys.maxsize
+            return True
+        some = max(size, self._limits["media"].burst // PREPAID)
+        if self._mediaBytes.allow(connection.userId, some):
+            connection.mediaLeft = some - size
+            return True
+        connection.mediaLeft = 0
+        return False
 
     def _heartbeat(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
         if userId:
@@ -447,6 +811,70 @@ class WeCompanyFactory(Factory):
 
     def _presenceFrame(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
         self._presence.frameReceived(connection, userId, data)
+
+    def _ack(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
+        if self._delivery is None:
+            raise WireError(ErrorCode.BAD_REQUEST, "this server has no store, so nothing is acknowledged")
+        self._delivery.acknowledge(connection, userId, data)
+
+    def _accountFrame(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
+        """
+        Take what a registered user says of its own account.  See docs/protocol.rst.
+
+        ::
+
+            LOGIN ""   0, 1 ...    see L{IAuthenticator.accountCommand}
+            LOGIN user 2           block that user
+            LOGIN user 3           unblock that user
+            LOGIN ""   4           list whom one blocks
+        """
+        op = data[0] if data else -1
+        if connection in self._commanding:
+            raise WireError(ErrorCode.OVERLOADED, "one account command at a time")
+        done = partial(self._commandDone, connection, userId)
+        if userId and data in (b"\2", b"\3") and userId != connection.userId and self._store is not None:
+            checkUserId(userId)
+            self._commanding.add(connection)
+            (self._store.block if op == 2 else self._store.unblock)(connection.userId, userId, done)
+        elif not userId and data == b"\4" and self._store is not None:
+            blocked = b"".join(encodeTag(user) for user in sorted(self._blocks.get(connection.userId, ())))
+            connection.send(encodeFrame(MessageType.AUTH_RESPONSE, b"", b"\1" + blocked[: MAX_PAYLOAD - 4]))
+        elif not userId and op in (0, 1) and self._authenticator is not None:
+            command = self._authenticator.accountCommand(connection.userId, connection.address, data)
+            self._commanding.add(connection)
+            command.addBoth(done)
+        else:
+            raise WireError(ErrorCode.BAD_REQUEST, "there is no such account command here")
+
+    def _commandDone(self, connection: IConnection, userId: bytes, result: object) -> None:
+        self._commanding.discard(connection)
+        why = result.value if isinstance(result, Failure) else result
+        if isinstance(why, Refused | WireError):
+            answer = b"\0" + why.text.encode()
+        elif isinstance(why, StoreProblem):
+            answer = b"\0" + str(why).encode()
+        elif isinstance(result, Failure):
+            self._log.failure("An account command failed", result)
+            answer = b"\0a fault in the server; it is logged"
+        else:
+            answer = b"\1" + (result if isinstance(result, bytes) else b"")
+        connection.send(encodeFrame(MessageType.AUTH_RESPONSE, userId, answer))
+
+    # -- memory
+
+    def _queuedTooMuch(self) -> None:
+        if not self._isRelieving:
+            self._isRelieving = True
+            self._reactor.callLater(0, self._relieve)
+
+    def _relieve(self) -> None:
+        """Close whoever has the most waiting, until all together have no more than the limit."""
+        self._isRelieving = False
+        while self._turn.waiting > self._turn.mostWaiting:
+            slowest = max(self._connections, key=lambda connection: connection.waiting)
+            assert slowest.waiting, "the sum is more than its parts"
+            self.count("limits hit: queued-memory")
+            slowest.close(ErrorCode.TOO_SLOW, "the server has no memory left for what waits for you")
 
     # -- time
 
@@ -458,6 +886,8 @@ class WeCompanyFactory(Factory):
         now = self._reactor.seconds()
         for connection in list(self._connections):
             connection.sweep(now)
+        if self._delivery is not None:
+            self._delivery.sweep()
         if now >= self._reportAt:
             self._reportAt = now + REPORT_EVERY
             self._report()

@@ -12,9 +12,11 @@ A server in memory, for tests of this project and of applications that embed it:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from twisted.internet.address import IPv4Address
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost, ConnectionRefusedError
 from twisted.internet.interfaces import (
@@ -32,8 +34,13 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from wecompany.database import Database
+from wecompany.limits import Limits
 from wecompany.server import WeCompanyFactory
+from wecompany.store import Store
 from wecompany.wire import MAX_PAYLOAD, MessageType, WireError, decodeFrames, encodeTag
+
+T = TypeVar("T")
 
 _ADDRESS = IPv4Address("TCP", "127.0.0.1", 8888)
 
@@ -57,8 +64,9 @@ class MemoryTransport:
     bufferSize = 65_536
     disconnecting = False
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, peer: IAddress = _ADDRESS) -> None:
         self._clock = clock
+        self._peer = peer
         self._buffer = b""
         self._producer: Any = None
         self._producerPaused = False
@@ -109,7 +117,7 @@ class MemoryTransport:
 
     def getPeer(self) -> IAddress:
         """See L{ITransport.getPeer}."""
-        return _ADDRESS
+        return self._peer
 
     def getHost(self) -> IAddress:
         """See L{ITransport.getHost}."""
@@ -255,25 +263,72 @@ class MemoryServer:
     @ivar factory: the hub.
     @ivar clock: its time; L{advance} lets it pass.
     @ivar isDown: whether new connections through L{endpoint} are refused.
+    @ivar store: what keeps its texts, if a database was given.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        database: Path | None = None,
+        clock: Clock | None = None,
+        limits: Limits | None = None,
+        **options: Any,
+    ) -> None:
         """
-        @param options: those of L{WeCompanyFactory}.
+        @param database: the file of a real store; without one the server has none.
+        @param clock: goes on with the time of a server before this one.
+        @param limits: the defaults if not given.
+        @param options: further ones of L{WeCompanyFactory}.
         """
-        self.clock = Clock()
-        self.factory = WeCompanyFactory(self.clock, **options)
+        self.clock = clock or Clock()
+        self.store: Store | None = None
+        if database is not None:
+            limits = limits or Limits()
+            self.store = Store(
+                Database(database, self.clock.seconds),
+                self.clock,
+                self._runLater,
+                maxUsers=limits["users"].value,
+                queuedTexts=limits["queued-texts"].value,
+                queuedBytes=limits["queued-bytes"].value,
+                storeSize=limits["store-size"].value,
+            )
+            self.store.start()
+        self.factory = WeCompanyFactory(self.clock, store=self.store, limits=limits, **options)
         self.isDown = False
         self._ends: list[MemoryTransport] = []
+
+    def _runLater(self, f: Callable[[], T]) -> Deferred[T]:
+        """Do what a thread would do, when the clock is next advanced."""
+        done: Deferred[T] = Deferred()
+
+        def run() -> None:
+            try:
+                result = f()
+            except Exception:  # noqa: BLE001 - as a thread pool hands it on
+                done.errback(Failure())
+            else:
+                done.callback(result)
+
+        self.clock.callLater(0, run)
+        return done
+
+    def close(self) -> None:
+        """Stop the server in good order, as a restart does, and its store."""
+        self.factory.stopServer()
+        self.cut()
+        if self.store is not None:
+            self.store.stop()
+        self.pump()
 
     def endpoint(self) -> MemoryEndpoint:
         """Return an endpoint that connects to this server."""
         return MemoryEndpoint(self)
 
-    def link(self, client: IProtocol) -> None:
-        """Connect a client's protocol."""
-        protocol = self.factory.buildProtocol(_ADDRESS)
-        end, other = MemoryTransport(self.clock), MemoryTransport(self.clock)
+    def link(self, client: IProtocol, address: str = "127.0.0.1") -> None:
+        """Connect a client's protocol, from an address."""
+        peer = (IPv6Address if ":" in address else IPv4Address)("TCP", address, 8888)
+        protocol = self.factory.buildProtocol(peer)
+        end, other = MemoryTransport(self.clock), MemoryTransport(self.clock, peer)
         end.other, other.other = other, end
         end.protocol, other.protocol = client, protocol
         self._ends = [e for e in self._ends if e.connected] + [end]
@@ -286,21 +341,37 @@ class MemoryServer:
             end.lose(ConnectionLost())
         self.pump()
 
-    def connect(self) -> FakeClient:
+    def connect(self, address: str = "127.0.0.1") -> FakeClient:
         """Return a client that is connected and not registered."""
         client = FakeClient(self)
-        self.link(client)
+        self.link(client, address)
         self.pump()
         return client
 
-    def login(self, userId: str) -> FakeClient:
+    def login(self, userId: str, credential: bytes = b"") -> FakeClient:
         """
         Return a client that is registered.
 
         @raise WireError: if the server refused.
         """
+        return self._register(userId, MessageType.HEARTBEAT, credential)
+
+    def resume(
+        self, userId: str, received: int = 0, sessionId: bytes = bytes(16), credential: bytes = b""
+    ) -> FakeClient:
+        """
+        Return a client that is registered with reliable delivery.
+
+        @param received: how many texts it took in its last session.
+        @param sessionId: of that session.
+        @raise WireError: if the server refused.
+        """
+        data = received.to_bytes(4, "big") + sessionId + credential
+        return self._register(userId, MessageType.ACK, data)
+
+    def _register(self, userId: str, messageType: int, data: bytes) -> FakeClient:
         client = self.connect()
-        client.send(MessageType.HEARTBEAT, userId)
+        client.send(messageType, userId, data)
         greeting, *rest = client.received()
         if greeting.type != MessageType.HEARTBEAT:
             raise WireError(greeting.data[0], greeting.data[2:].decode())  # type: ignore[arg-type]

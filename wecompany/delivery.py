@@ -1,0 +1,456 @@
+"""
+Text that has to last: what waits in the store for whom, and what each reliable session has taken.
+
+A text goes this way if its sender or its receiver has a reliable session, or if its receiver is away, is still being
+given older ones, or does not keep up.  Every other text goes straight from connection to connection.
+
+::
+
+    sender                          store                              receiver
+      | TEXT bob "hello"              |                                    |
+      |------------------------------>| keep: bob's text number 7          |
+      |                            commit                                  |
+      | <---------------- ACK "" [n]  |  TEXT alice "hello" -------------> |   if bob has all before it
+      |                               |                                    |
+      |                               | <--------------------- ACK "" [k]  |   a reliable session
+      |                               | forget up to it                    |   any other: when the kernel has taken it
+
+The numbers of a receiver's texts have no gap.  So a session knows with the number of its first text which one it means
+when it counts, and nothing has to be remembered for a text that is under way.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from functools import partial
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from wecompany.interfaces import Begun, IConnection, IStore, MissedCall, QueueFull, Session, StoredText, StoreProblem, Waiting
+from wecompany.outbound import Turn
+from wecompany.wire import (
+    ErrorCode,
+    MessageType,
+    RejectCode,
+    WireError,
+    decodeU32,
+    encodeFrame,
+    encodeU32,
+)
+
+READ_AT_ONCE = 65_536
+"""Bytes of texts that are read from the store for one receiver at a time."""
+
+DELAYED_AFTER = 1.0
+"""Seconds from which on a text that was stored while its receiver was online is marked as delayed."""
+
+MAX_STORING = 262_144
+"""Bytes that may wait for a commit for one sender; then it is not read until half of that is done."""
+
+MAX_STORING_IN_ALL = 32 * 1_048_576
+"""Bytes that may wait for a commit for all; then no sender is read who has anything waiting."""
+
+RETRY_AFTER = 1.0
+"""Seconds after which the store is asked again when it could not read."""
+
+HELD = "the store has enough to do"
+"""Why a connection is not read."""
+
+_TIME = struct.Struct(">Q")
+
+
+class Mailbox:
+    """
+    What goes from the store to one user who is online.
+
+    @ivar base: the number of the first text that this connection gets.
+    @ivar next: the number of the next one.
+    @ivar end: the number behind the last one in the store.
+    @ivar liveFrom: texts before this number came before the user registered.
+    @ivar forgotten: the store was told to forget what is before this number.
+    @ivar storing: how many texts for this user are not committed yet.
+    @ivar room: bytes that may be sent yet before it is seen whether the client keeps up.
+    @ivar isOpen: whether these numbers are known.
+    """
+
+    __slots__ = ("base", "connection", "end", "forgotten", "isLoading", "isOpen", "liveFrom", "next", "room", "storing")
+
+    def __init__(self, connection: IConnection) -> None:
+        self.connection = connection
+        self.base = self.next = self.end = self.liveFrom = self.forgotten = 0
+        self.storing = 0
+        self.room = READ_AT_ONCE
+        self.isOpen = False
+        self.isLoading = False
+
+    @property
+    def isReady(self) -> bool:
+        """Whether the next text may be sent now."""
+        # The first one waits until all is sent that went past the store: so nothing that is left at the end is
+        # partly of this kind and partly of that.
+        isFirst = self.next == self.base and self.connection.session is None
+        return (
+            self.isOpen
+            and not (self.isLoading or self.connection.isPaused)
+            and (not isFirst or self.connection.isClear)
+        )
+
+    def open(self, first: int, end: int) -> None:
+        """What waits is known."""
+        self.base = self.next = self.forgotten = first
+        self.end = self.liveFrom = end
+        self.isOpen = True
+
+
+class Delivery:
+    """The stored texts of one server: in from any sender, out to whoever is online."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        store: IStore,
+        clock: IReactorTime,
+        turn: Turn,
+        count: Callable[[str], None],
+        isAway: Callable[[bytes], bool],
+    ) -> None:
+        """
+        @param count: adds one to a counter that the operator sees.
+        @param isAway: whether a user is neither online nor about to be.
+        """
+        self._store = store
+        self._clock = clock
+        self._turn = turn
+        self._count = count
+        self._isAway = isAway
+        self._mailboxes: dict[bytes, Mailbox] = {}
+        self._toAcknowledge: set[IConnection] = set()
+        self._toSettle: set[Mailbox] = set()
+        self._held: set[IConnection] = set()
+        self._asked: set[Mailbox] = set()  # those that wait to learn what waits
+        self._left: dict[IConnection, Mailbox] = {}
+        store.setAfterCommit(self._afterCommit)
+
+    # -- users come and go
+
+    def join(self, connection: IConnection, begun: Begun | None) -> None:
+        """
+        Somebody has registered.
+
+        @param begun: the session, if it is a reliable one.
+        """
+        mailbox = self._makeMailbox(connection)
+        userId = connection.userId
+        self._store.registered(userId)
+        if begun is None:
+            self._asked.add(mailbox)
+            self._store.waiting(userId, partial(self._waits, mailbox))
+        else:
+            connection.send(encodeFrame(MessageType.ACK, b"", encodeU32(begun.taken)))
+
+    def begin(self, connection: IConnection, waiting: Waiting) -> None:
+        """The user has been told how its call stands: tell what was missed, and give it what waits."""
+        mailbox = self._mailboxes[connection.userId]
+        mailbox.open(waiting.first, waiting.end)
+        for call in waiting.missedCalls:
+            connection.send(_missed(call))
+        self._pump(mailbox)
+        self._settle(mailbox)
+
+    def heardFrom(self, session: Session) -> None:
+        """Something has come from a reliable session: its client knows that it has begun."""
+        self._store.sessionUsed(session.digest)
+
+    def leave(self, connection: IConnection) -> None:
+        """The user of that connection is not reached there any more.  What waits for it goes back to the store."""
+        userId = connection.userId
+        texts = connection.takeWaitingTexts()
+        self._held.discard(connection)
+        mailbox = self._mailboxes.get(userId)
+        if mailbox is not None and mailbox.connection is connection:
+            del self._mailboxes[userId]
+            self._toSettle.discard(mailbox)
+            self._asked.discard(mailbox)
+        else:
+            mailbox = None
+        if connection.session is not None:
+            self._store.sessionLost(connection.session.digest)
+        elif mailbox is None or mailbox.next == mailbox.base:
+            self._putBack(userId, texts)
+        else:
+            mailbox.next -= len(texts)
+            self._store.forget(userId, mailbox.next - len(connection.handedTexts()))
+            self._left[connection] = mailbox
+
+    def lost(self, connection: IConnection) -> None:
+        """The connection is gone: so is the chance that its kernel takes what it was given."""
+        texts = connection.handedTexts()
+        userId = connection.userId
+        if connection.session is not None:
+            return
+        mailbox = self._left.pop(connection, None)
+        if mailbox is not None:
+            if self._isAway(userId):
+                self._store.forget(userId, mailbox.next - len(texts))
+        elif self._isAway(userId):
+            self._putBack(userId, texts)
+        else:
+            for sender, data in texts:
+                self.keep(None, sender, userId, data)
+
+    # -- from senders
+
+    def keep(self, connection: IConnection | None, sender: bytes, receiver: bytes, data: bytes) -> None:
+        """
+        Keep a text, and deliver it when it is committed.
+
+        @param connection: the sender's, who learns how that went; C{None} if it is the server itself.
+        """
+        mailbox = self._mailboxes.get(receiver)
+        if mailbox is not None:
+            mailbox.storing += 1
+        session = None
+        if connection is not None:
+            session = connection.session
+            connection.storing += len(data) + 64
+            if connection.storing > MAX_STORING or self._store.pendingBytes > MAX_STORING_IN_ALL:
+                self._held.add(connection)
+                connection.hold(HELD)
+        digest, taken = (session.digest, session.received) if session is not None else (b"", 0)
+        self._store.keep(
+            receiver, sender, data, digest, taken, partial(self._kept, connection, taken, sender, receiver, data)
+        )
+
+    def refuse(self, connection: IConnection, error: WireError, receiver: bytes) -> None:
+        """Answer a text of a reliable session with an ERROR, in its turn."""
+        session = connection.session
+        assert session is not None
+        self._store.answered(
+            session.digest, session.received, partial(self._refused, connection, session.received, error, receiver)
+        )
+
+    def afterCommit(self, connection: IConnection, f: Callable[[], None]) -> None:
+        """Count a text of a reliable session that is not kept, and then call C{f}."""
+        session = connection.session
+        assert session is not None
+
+        def done(result: StoreProblem | None) -> None:
+            if result is None:
+                self._taken(connection, taken)
+                self._turn.isOpen = True
+                f()
+            else:
+                self._refused(connection, taken, WireError(ErrorCode.OVERLOADED, str(result)), b"", None)
+
+        taken = session.received
+        self._store.answered(session.digest, taken, done)
+
+    def divert(self, connection: IConnection) -> None:
+        """Let everything for that user go through the store from now on, until it has caught up."""
+        if connection.userId not in self._mailboxes:
+            self._makeMailbox(connection)
+
+    # -- from receivers
+
+    def acknowledge(self, connection: IConnection, userId: bytes, data: bytes) -> None:
+        """
+        Take an ACK from a client.
+
+        @raise WireError: what the client is to be told by an ERROR.
+        """
+        if connection.session is None:
+            raise WireError(ErrorCode.BAD_REQUEST, "this registration has no reliable texts to acknowledge")
+        n = decodeU32(data)
+        mailbox = self._mailboxes[connection.userId]
+        if userId or not mailbox.isOpen or n > mailbox.next - mailbox.base:
+            raise WireError(ErrorCode.BAD_REQUEST, "more is acknowledged than was sent")
+        if mailbox.base + n > mailbox.forgotten:
+            mailbox.forgotten = mailbox.base + n
+            self._store.forget(connection.userId, mailbox.forgotten)
+
+    def cleared(self, connection: IConnection) -> None:
+        """The connection takes more."""
+        mailbox = self._mailboxes.get(connection.userId)
+        if mailbox is not None and mailbox.connection is connection:
+            self._pump(mailbox)
+            self._settle(mailbox)
+
+    def sweep(self) -> None:
+        """Look after those whose transport does not tell when the kernel has taken everything."""
+        for mailbox in list(self._toSettle):
+            self._settle(mailbox)
+
+    # -- inside
+
+    def _makeMailbox(self, connection: IConnection) -> Mailbox:
+        mailbox = self._mailboxes[connection.userId] = Mailbox(connection)
+        connection.isDirect = False
+        return mailbox
+
+    def _waits(self, mailbox: Mailbox, result: Waiting | StoreProblem) -> None:
+        if mailbox not in self._asked:
+            return
+        if isinstance(result, StoreProblem):
+            self._count("store: could not be read")
+            self._clock.callLater(RETRY_AFTER, self._askAgain, mailbox)
+            return
+        self._asked.remove(mailbox)
+        self.begin(mailbox.connection, result)
+
+    def _askAgain(self, mailbox: Mailbox) -> None:
+        if mailbox in self._asked:
+            self._store.waiting(mailbox.connection.userId, partial(self._waits, mailbox))
+
+    def _kept(
+        self,
+        connection: IConnection | None,
+        taken: int,
+        sender: bytes,
+        receiver: bytes,
+        data: bytes,
+        result: int | StoreProblem,
+    ) -> None:
+        self._turn.isOpen = True
+        mailbox = self._mailboxes.get(receiver)
+        if mailbox is not None and mailbox.storing:
+            mailbox.storing -= 1
+        if connection is not None:
+            connection.storing -= len(data) + 64
+            if isinstance(result, StoreProblem):
+                self._refused(connection, taken, WireError(ErrorCode.OVERLOADED, str(result)), receiver, None)
+            elif taken:
+                self._taken(connection, taken)
+        if isinstance(result, StoreProblem):
+            self._count(f"limits hit: {result.limit}" if isinstance(result, QueueFull) else "store: texts refused")
+            if mailbox is not None:
+                self._toSettle.add(mailbox)
+        elif mailbox is not None:
+            self._arrived(mailbox, result, sender, data)
+
+    def _taken(self, connection: IConnection, taken: int) -> None:
+        session = connection.session
+        assert session is not None
+        session.taken = taken
+        self._toAcknowledge.add(connection)
+
+    def _refused(
+        self, connection: IConnection, taken: int, error: WireError, receiver: bytes, result: StoreProblem | None
+    ) -> None:
+        """Send an ERROR.  If the store could not count it either, it does so with the next one that it takes."""
+        self._turn.isOpen = True
+        if taken:
+            self._acknowledge(connection, taken - 1)
+            self._taken(connection, taken)
+        connection.sendError(error.code, error.text, MessageType.TEXT, receiver)
+
+    def _acknowledge(self, connection: IConnection, taken: int) -> None:
+        session = connection.session
+        assert session is not None
+        if taken > session.acknowledged:
+            session.acknowledged = taken
+            connection.send(encodeFrame(MessageType.ACK, b"", encodeU32(taken)))
+
+    def _afterCommit(self) -> None:
+        """A transaction is over: what followed from it goes out."""
+        acknowledged, self._toAcknowledge = self._toAcknowledge, set()
+        for connection in acknowledged:
+            assert connection.session is not None
+            self._acknowledge(connection, connection.session.taken)
+        self._turn.close()
+        self.sweep()
+        for connection in [c for c in self._held if c.storing <= MAX_STORING // 2]:
+            self._held.remove(connection)
+            connection.release(HELD)
+
+    def _arrived(self, mailbox: Mailbox, number: int, sender: bytes, data: bytes) -> None:
+        """A text is committed."""
+        if mailbox in self._asked:
+            return  # the answer tells of this one too
+        if not mailbox.isOpen:
+            mailbox.open(number, number)
+        mailbox.end = number + 1
+        if mailbox.next == number and mailbox.isReady and mailbox.room > 0:
+            mailbox.next = number + 1
+            mailbox.room -= len(data)
+            mailbox.connection.send(encodeFrame(MessageType.TEXT, sender, data))
+        self._toSettle.add(mailbox)
+
+    def _pump(self, mailbox: Mailbox) -> None:
+        """Read more, if there is any and there is room for it."""
+        if mailbox.next < mailbox.end and mailbox.isReady:
+            mailbox.isLoading = True
+            self._store.load(mailbox.connection.userId, mailbox.next, READ_AT_ONCE, partial(self._loaded, mailbox))
+
+    def _loaded(self, mailbox: Mailbox, result: list[StoredText] | StoreProblem) -> None:
+        mailbox.isLoading = False
+        connection = mailbox.connection
+        if self._mailboxes.get(connection.userId) is not mailbox:
+            return
+        if isinstance(result, StoreProblem):
+            self._count("store: could not be read")
+            self._clock.callLater(RETRY_AFTER, self._pumpAgain, mailbox)
+            return
+        self._turn.isOpen = True
+        late = self._clock.seconds() - DELAYED_AFTER
+        for text in result:
+            if text.number != mailbox.next:
+                break
+            mailbox.next += 1
+            frame = encodeFrame(MessageType.TEXT, text.sender, text.data)
+            if text.number < mailbox.liveFrom or text.sentAt < late * 1000:
+                frame = encodeDelay(text.sender, text.sentAt) + frame
+            connection.send(frame)
+        else:
+            if result:
+                self._toSettle.add(mailbox)
+                return
+        self._log.error(
+            "The texts of {user!r} have a gap before {number}", user=connection.userId.decode(), number=mailbox.next
+        )
+        connection.close(ErrorCode.INTERNAL, "a fault in the server; it is logged")
+
+    def _pumpAgain(self, mailbox: Mailbox) -> None:
+        if self._mailboxes.get(mailbox.connection.userId) is mailbox:
+            self._pump(mailbox)
+
+    def _settle(self, mailbox: Mailbox) -> None:
+        """Read on; forget what the kernel of a plain client has taken; if nothing is left, all is direct again."""
+        connection = mailbox.connection
+        self._toSettle.discard(mailbox)
+        mailbox.room = READ_AT_ONCE
+        self._pump(mailbox)
+        if connection.session is not None or not mailbox.isOpen:
+            return
+        if not connection.isClear:
+            self._toSettle.add(mailbox)
+            return
+        if mailbox.forgotten < mailbox.next:
+            mailbox.forgotten = mailbox.next
+            self._store.forget(connection.userId, mailbox.next)
+        if mailbox.next == mailbox.end and not mailbox.storing:
+            self._close(mailbox)
+
+    def _close(self, mailbox: Mailbox) -> None:
+        del self._mailboxes[mailbox.connection.userId]
+        mailbox.connection.isDirect = True
+
+    def _putBack(self, userId: bytes, texts: list[tuple[bytes, bytes]]) -> None:
+        if texts:
+            if self._store.isKnown(userId):
+                self._store.putBack(userId, texts)
+            else:
+                self._count("texts lost: their receiver left and is not known to the store")
+
+
+def encodeDelay(sender: bytes, sentAt: int) -> bytes:
+    """Return the DELAY that stands before what was sent at C{sentAt}, milliseconds since the epoch."""
+    return encodeFrame(MessageType.DELAY, sender, _TIME.pack(sentAt))
+
+
+def _missed(call: MissedCall) -> bytes:
+    return encodeDelay(call.caller, call.startedAt) + encodeFrame(
+        MessageType.CALL_REJECT, call.caller, call.callId + bytes((RejectCode.NO_ANSWER,))
+    )
