@@ -123,7 +123,7 @@ class AccountTests(AdminCase):
     def test_add(self) -> None:
         """add makes an account, whose password is a line of the standard input, and says how its user logs in."""
         self.add("alice")
-        self.assertIn("wecompany chat --as alice", self.out)
+        self.assertIn("wecompany login --as alice", self.out)
         self.assertIn("it is made", self.err)
         self.assertTrue(verifyPassword(self.hash_(b"alice"), PASSWORD.encode()))
         self.assertNotIn(PASSWORD, self.out + self.err)

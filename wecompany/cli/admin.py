@@ -284,7 +284,7 @@ def _add(database: Database, options: argparse.Namespace) -> int:
     except AccountExists:
         raise _Failed(taken) from None
     return _setPassword(
-        options, password, f"{name} has an account now, and logs in with: wecompany chat --as {shlex.quote(name)}"
+        options, password, f"{name} has an account now, and logs in with: wecompany login --as {shlex.quote(name)}"
     )
 
 
