@@ -800,7 +800,7 @@ class GuessTests(AccountsCase):
         for attempt in attempts:
             self.successResultOf(attempt)
         self.letIn()
-        self.assertEqual(self.counters["passwords refused: too many to check"], 22)
+        self.assertEqual(self.counters["limits hit: hashing"], 22)
 
     def test_hashingOff(self) -> None:
         """The limit of hashes is an option, and 0 turns it off."""
@@ -856,7 +856,7 @@ class SignUpTests(AccountsCase):
             self.letIn(OTHER, SIGNUP, b"user%d" % n)
         ran = self.threads.ran
         self.refused(OVERLOADED, OTHER, SIGNUP, BOB)
-        self.assertEqual((self.threads.ran, self.counters["sign-ups refused: too many"]), (ran, 1))
+        self.assertEqual((self.threads.ran, self.counters["limits hit: signups"]), (ran, 1))
         self.letIn(OTHER, SIGNUP, b"elsewhere", ELSEWHERE)
         self.clock.advance(360 - A_MOMENT)
         self.refused(OVERLOADED, OTHER, SIGNUP, BOB)

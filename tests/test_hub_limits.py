@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.testing import StringTransport
+from twisted.protocols.haproxy import proxyEndpoint
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from tests import temporaryFolder
 from wecompany.limits import Limits
@@ -15,15 +21,27 @@ HEARTBEAT, PRESENCE = MessageType.HEARTBEAT, MessageType.PRESENCE
 TRANSFER = bytes(range(16))
 
 
+@implementer(IStreamServerEndpoint)
+class _Captured:
+    """An endpoint that keeps what would listen."""
+
+    factory: IProtocolFactory
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[IListeningPort]:
+        """See L{IStreamServerEndpoint.listen}."""
+        self.factory = factory
+        return Deferred()
+
+
 class LimitsScene(SynchronousTestCase):
     """A server with one limit set, and the others off."""
 
-    def limit(self, *settings: str, **options: object) -> MemoryServer:
+    def limit(self, *settings: str, broadcast: bool = False) -> MemoryServer:
         """Return a server with these limits."""
         limits = Limits.none()
         for setting in settings:
             limits = limits.changed(setting)
-        self.server = MemoryServer(limits=limits, idleTimeout=1e6, **options)
+        self.server = MemoryServer(limits=limits, idleTimeout=1e6, broadcast=broadcast)
         return self.server
 
     def hits(self, limit: str) -> int:
@@ -106,6 +124,25 @@ class ConnectionTests(LimitsScene):
         second.drop()
         self.assertFalse(server.connect().ended)
         self.assertFalse(first.ended)
+
+    def test_behindProxy(self) -> None:
+        """Behind a proxy the address is the client's, which the proxy tells first; until then it is nobody's."""
+        server = self.limit("address-connections=1", "connection-rate=1:2")
+        listening = _Captured()
+        proxyEndpoint(listening).listen(server.factory)
+
+        def connect(client: str) -> StringTransport:
+            protocol = listening.factory.buildProtocol(IPv4Address("TCP", "10.0.0.1", 1))
+            assert protocol is not None
+            transport = StringTransport()
+            protocol.makeConnection(transport)
+            protocol.dataReceived(f"PROXY TCP4 {client} 10.0.0.9 40000 8888\r\n".encode())
+            protocol.dataReceived(encodeFrame(HEARTBEAT, client.encode()))
+            return transport
+
+        answers = [connect(client).value()[2] for client in ("192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3")]
+        self.assertEqual(answers, [HEARTBEAT, HEARTBEAT, ERROR, HEARTBEAT])
+        self.assertEqual((self.hits("address-connections"), self.hits("connection-rate")), (1, 0))
 
     def test_counted(self) -> None:
         """When everybody has gone, nothing of them is left."""

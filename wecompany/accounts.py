@@ -452,7 +452,7 @@ class Accounts:
         except WireError as e:
             raise Refused(ErrorCode.BAD_CREDENTIAL, e.text) from None
         if self._signups is not None and not self._signups.allow(addressKey(attempt.address).encode()):
-            self.count("sign-ups refused: too many", 1)
+            self.count("limits hit: signups", 1)
             raise Refused(ErrorCode.OVERLOADED, "too many sign-ups from this address: try again later")
         if await self._store.account(attempt.userId) is not None:
             raise Refused(ErrorCode.FORBIDDEN, _TAKEN)
@@ -464,7 +464,7 @@ class Accounts:
         except AccountExists:
             raise Refused(ErrorCode.FORBIDDEN, _TAKEN) from None
         except QueueFull as e:
-            self.count("sign-ups refused: no more accounts", 1)
+            self.count("limits hit: accounts", 1)
             raise Refused(ErrorCode.OVERLOADED, str(e)) from None
         _log.info("{user!r} has signed up from {address}", user=_shown(attempt.userId), address=attempt.address)
         return passwordHash
@@ -558,7 +558,7 @@ class Accounts:
     def _place(self) -> Iterator[None]:
         """Take one of the places of those who wait for a hash."""
         if self._hashing >= self._mostHashing:
-            self.count("passwords refused: too many to check", 1)
+            self.count("limits hit: hashing", 1)
             raise Refused(ErrorCode.OVERLOADED, "too many log in at once: try again in a few seconds")
         self._hashing += 1
         try:
