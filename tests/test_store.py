@@ -329,6 +329,20 @@ class FailureTests(StoreTestCase):
         (self.first,) = self.taken()
         self.logged()
 
+    def test_full_reading(self) -> None:
+        """While the disk is full what was asked to be read is read, beside what cannot be written."""
+        self.register(b"bob")
+        self.keep(b"bob", b"hello")
+        (number,) = self.taken()
+        self.fill()
+        for _ in range(2):
+            self.keep(b"bob", bytes(60_000))
+            self.store.load(b"bob", number, 1_000, self.done)
+            self.store.forget(b"bob", number)
+            refused, texts = sorted(self.taken(), key=lambda result: isinstance(result, list))
+            self.assertIsInstance(refused, StoreProblem)
+            self.assertEqual([text.data for text in texts], [b"hello"])
+
     def test_full(self) -> None:
         """While the disk is full all is refused with a clear text; then the numbers go on where they were."""
         self.fill()

@@ -404,7 +404,9 @@ class Store:
         if self._soon is not None and self._soon.active():
             self._soon.cancel()
         self._soon = None
-        if self._retried:
+        # What is only read goes alone while nothing can be written: who is online gets what waits, be the disk full.
+        loads = [asked for asked in self._asked if self._isLoad(asked)] if self._isFailing else []
+        if self._retried and not loads:
             self._asked[:0] = self._retried.values()
             self._retried.clear()
         if not self._asked:
@@ -413,7 +415,10 @@ class Store:
             return
         batch = self._asked
         size = n = 0
-        if len(batch) > MAX_OPERATIONS or self.pendingBytes > MAX_TRANSACTION:
+        if loads:
+            batch = loads
+            self._asked = [asked for asked in self._asked if not self._isLoad(asked)]
+        elif len(batch) > MAX_OPERATIONS or self.pendingBytes > MAX_TRANSACTION:
             for n, asked in enumerate(batch[:MAX_OPERATIONS], 1):
                 size += asked[3]
                 if size >= MAX_TRANSACTION:
@@ -426,6 +431,9 @@ class Store:
         arguments = (batch, self._clock.seconds())
         d.addCallbacks(self._committed, self._failed, arguments, errbackArgs=arguments)
         d.addErrback(self._report)
+
+    def _isLoad(self, asked: _Asked) -> bool:
+        return asked[0] == self._database.load
 
     def _report(self, failure: Failure) -> None:
         self._log.failure("The store could not tell its results", failure)
@@ -462,7 +470,11 @@ class Store:
         else:
             self._tellFailing(problem)
         answered = []
+        isMixed = not (isFault or self._isStopping or all(map(self._isLoad, batch)))
         for asked in batch:
+            if isMixed and self._isLoad(asked):
+                self._asked.append(asked)
+                continue
             if asked[4] is None:
                 answered.append(asked)
             elif isFault or self._isStopping:
