@@ -149,10 +149,16 @@ class Proxy:
         self.cut()
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
                 far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # the server is down
+                near.close()
+            else:
                 with self._lock:
                     self._pairs.append((near, far))
                 threading.Thread(target=self._pump, args=(near, far), daemon=True).start()

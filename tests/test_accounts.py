@@ -1043,6 +1043,15 @@ class CommandTests(AccountsCase):
         self.assertEqual(self.command(b"\0" + token, BOB), b"0 tokens revoked")
         self.letIn(token)
 
+    def test_newToken(self) -> None:
+        """A registered user gets a new token, which lets that user in, unless the account is disabled meanwhile."""
+        token = self.command(b"\5")
+        self.letIn(token)
+        self.commandRefused(ErrorCode.BAD_REQUEST, b"\5x")
+        self.database.transact(self.database.disable, ALICE, "test")
+        self.commandRefused(ErrorCode.FORBIDDEN, b"\5")
+        self.assertEqual(self.database.statistics().tokens, 0)
+
     def test_changePassword(self) -> None:
         """With the old password one sets a new one; all tokens are revoked."""
         token = self.letIn(messageType=LOGIN)

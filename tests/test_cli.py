@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import contextlib
+import getpass
 import io
 import os
 import pty
@@ -31,13 +32,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import temporaryFolder
 from tests.mediasample import makeSample
-from tests.test_client import ClientTestCase, Heard, ScriptedServer
+from tests.test_client import ClientTestCase, Heard, ScriptedConnection, ScriptedServer
 from wecompany import __version__, media
 from wecompany.cli import main, makeParser, running, talk, terminal
 from wecompany.cli.chat import Chat
 from wecompany.cli.progress import PlainProgress, showProgress, size
-from wecompany.cli.running import Problem, printable, serverEndpoint
+from wecompany.cli.running import Problem, endpointOf, printable, serverEndpoint, serverName, textTime
 from wecompany.cli.terminal import Terminal
+from wecompany.cli.tokens import loadToken, saveToken, tokenFile
 from wecompany.client import Client
 from wecompany.media import MediaFile, MediaUnavailable
 from wecompany.testing import FakeClient, MemoryServer, Message
@@ -49,8 +51,11 @@ from wecompany.wire import (
     MediaKind,
     MessageType,
     RejectCode,
+    decodeFrames,
     encodeError,
     encodeFrame,
+    encodeOffset,
+    encodeU32,
 )
 
 TEXT = MessageType.TEXT
@@ -103,6 +108,21 @@ class ParserTests(SynchronousTestCase):
         options = self.parse("answer", "--as", "bob", "--tone", "2.5")
         self.assertEqual((options.tone, options.senders), (2.5, None))
         self.assertIsNone(self.parse("users").user)
+        self.assertEqual((self.parse("users").all, self.parse("users", "--all").all), (False, True))
+        options = self.parse("login", "--as", "alice", "--signup", "--password-stdin")
+        self.assertEqual((options.signup, options.passwordStdin), (True, True))
+        self.assertEqual(self.parse("block", "--as", "alice", "bob").whom, "bob")
+        for name in ("login", "logout", "passwd"):
+            self.assertEqual(self.parse(name, "--as", "alice").command, name)
+        options = self.parse("users", "--tls", "--ca", __file__, "--cert", f"{__file__},{os.__file__}")
+        self.assertEqual((options.tls, options.ca), (True, Path(__file__)))
+        self.assertEqual(options.certificate, (Path(__file__), Path(os.__file__)))
+        self.assertEqual(self.parse("users", "--cert", __file__).certificate, (Path(__file__), Path(__file__)))
+
+    def test_noPasswordThere(self) -> None:
+        """A password is never a part of the command line, where others can see it."""
+        for words in (("login", "--as", "alice", "secret"), ("passwd", "--as", "alice", "--password", "secret")):
+            self.assertIn("unrecognized", self.complaint(*words))
 
     def test_wrong(self) -> None:
         """What is wrong is said, without a traceback, and the exit code is 2."""
@@ -124,6 +144,12 @@ class ParserTests(SynchronousTestCase):
             (("receive-files", "--as", "bob", "--into", "x" * 300), "not a folder"),
             (("receive-files", "--as", "bob", "--into", "/", "--count", "many"), "--count"),
             (("call", "--as", "a", "b", "--tone", "1", "--play", __file__), "not allowed with"),
+            (("login",), "--as"),
+            (("logout",), "--as"),
+            (("block", "--as", "alice"), "WHOM"),
+            (("block", "--as", "alice", "a/b"), "'a/b'"),
+            (("users", "--ca", "/no/such"), "not a file"),
+            (("users", "--cert", f"{__file__},/no/such"), "/no/such"),
         ):
             self.assertIn(said, self.complaint(*words))
 
@@ -210,6 +236,56 @@ class ServerEndpointTests(SynchronousTestCase):
             serverEndpoint(reactor, server)
 
 
+class TlsOptionsTests(SynchronousTestCase):
+    def options(self, *words: str) -> argparse.Namespace:
+        return makeParser().parse_args(["users", *words])
+
+    def test_plain(self) -> None:
+        """Without options about TLS there is none, unless the endpoint says so."""
+        endpoint = endpointOf(reactor, self.options("--server", "localhost:1"))
+        self.assertIsInstance(endpoint, HostnameEndpoint)
+
+    def test_tls(self) -> None:
+        """With --tls HOST:PORT is reached over TLS."""
+        for server in ("localhost:1", "[::1]:1", "localhost"):
+            endpoint = endpointOf(reactor, self.options("--server", server, "--tls"))
+            self.assertNotIsInstance(endpoint, HostnameEndpoint)
+
+    def test_wrong(self) -> None:
+        """What is wrong with them is a Problem that names it."""
+        for words, said in (
+            (("--server", "tls:localhost:1", "--tls"), "tls:localhost:1"),
+            (("--server", "localhost:0", "--tls"), "localhost:0"),
+            (("--ca", __file__), __file__),
+            (("--cert", __file__), __file__),
+        ):
+            with self.assertRaises(Problem) as raised:
+                endpointOf(reactor, self.options(*words))
+            self.assertIn(said, str(raised.exception))
+        options = self.options("--ca", __file__)
+        options.ca = Path("/no/such/file")
+        with self.assertRaises(Problem) as raised:
+            endpointOf(reactor, options)
+        self.assertIn("/no/such/file", str(raised.exception))
+
+    def test_serverName(self) -> None:
+        """A token is kept under the server, however that was typed; what was got over TLS is not sent without."""
+        names = [
+            serverName(self.options(*words))
+            for words in (
+                (),
+                ("--server", "localhost"),
+                ("--server", "LOCALHOST:8888"),
+                ("--tls",),
+                ("--server", "tls:localhost:8888"),
+                ("--server", "localhost:8889"),
+            )
+        ]
+        self.assertEqual(len(set(names[:3])), 1)
+        self.assertEqual(names[3], names[4])
+        self.assertEqual(len(set(names)), 3)
+
+
 class PrintableTests(SynchronousTestCase):
     @given(st.text())
     def test_harmless(self, text: str) -> None:
@@ -223,6 +299,86 @@ class PrintableTests(SynchronousTestCase):
             self.assertEqual(printable(text), text)
         self.assertRegex(printable("two\nlines"), "^two\n +lines$")
         self.assertEqual(printable("\x1b[2J\r\x7f\u202e\udcff"), r"\x1b[2J\x0d\x7f\x202e\xdcff")
+
+
+class TimeTests(SynchronousTestCase):
+    def test_texts(self) -> None:
+        """A text that has just come has the time of day, one that waited the date too, whatever its clock said."""
+        self.assertRegex(textTime(None), r"^\d\d:\d\d$")
+        self.assertRegex(textTime(1_700_000_000.5), r"^2023-11-1\d \d\d:\d\d$")
+        for nonsense in (2.0**64 / 1000, 1e300):
+            self.assertTrue(textTime(nonsense))
+
+
+class TokenTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.config = temporaryFolder(self)
+        self.patch(os, "environ", {"XDG_CONFIG_HOME": str(self.config), "HOME": str(self.config / "home")})
+
+    def test_kept(self) -> None:
+        """A token is kept for its server and user until it is removed or replaced."""
+        self.assertEqual(loadToken("a:1", "alice"), b"")
+        saveToken("a:1", "alice", b"1")
+        saveToken("a:1", "爱丽丝", b"2")
+        saveToken("b:1", "alice", b"3")
+        saveToken("a:1", "alice", b"4")
+        self.assertEqual(
+            [loadToken("a:1", "alice"), loadToken("a:1", "爱丽丝"), loadToken("b:1", "alice")], [b"4", b"2", b"3"]
+        )
+        saveToken("a:1", "alice", b"")
+        saveToken("a:1", "nobody", b"")
+        self.assertEqual([loadToken("a:1", "alice"), loadToken("a:1", "爱丽丝")], [b"", b"2"])
+
+    def test_private(self) -> None:
+        """The file and its folder are the user's alone, though they were not before, and nothing else is left there."""
+        tokenFile().parent.mkdir(mode=0o755)
+        tokenFile().write_text("{}")
+        tokenFile().chmod(0o644)
+        before = os.umask(0)
+        self.addCleanup(os.umask, before)
+        saveToken("a:1", "alice", b"1")
+        self.assertEqual(tokenFile().stat().st_mode & 0o777, 0o600)
+        self.assertEqual(tokenFile().parent.stat().st_mode & 0o777, 0o700)
+        self.assertEqual(list(tokenFile().parent.iterdir()), [tokenFile()])
+
+    def test_atomic(self) -> None:
+        """If the new file cannot be written the old one is still there, and nothing of the new."""
+        saveToken("a:1", "alice", b"1")
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        self.patch(os, "fsync", full)
+        with self.assertRaises(Problem) as raised:
+            saveToken("a:1", "alice", b"2")
+        self.assertIn("No space", str(raised.exception))
+        self.assertEqual(loadToken("a:1", "alice"), b"1")
+        self.assertEqual(list(tokenFile().parent.iterdir()), [tokenFile()])
+
+    def test_place(self) -> None:
+        """It is in $XDG_CONFIG_HOME; where that is not set, or is no absolute path, in ~/.config."""
+        self.assertEqual(tokenFile(), self.config / "wecompany" / "tokens.json")
+        for wrong in ("", "relative"):
+            os.environ["XDG_CONFIG_HOME"] = wrong
+            self.assertEqual(tokenFile().parts[-3:], (".config", "wecompany", "tokens.json"))
+        self.patch(Path, "home", mock.Mock(side_effect=RuntimeError("no home")))
+        with self.assertRaises(Problem):
+            tokenFile()
+
+    def test_damaged(self) -> None:
+        """A file that is damaged, or cannot be read, is said by its name, and is not overwritten."""
+        tokenFile().parent.mkdir()
+        for text in ("", "{", "[]", '{"a:1": 1}', '{"a:1": {"alice": 1}}', "[" * 100_000, "\xff"):
+            tokenFile().write_bytes(text.encode("latin-1"))
+            for use in (lambda: loadToken("a:1", "alice"), lambda: saveToken("a:1", "alice", b"1")):
+                with self.assertRaises(Problem) as raised:
+                    use()
+                self.assertIn(str(tokenFile()), str(raised.exception))
+            self.assertEqual(tokenFile().read_bytes(), text.encode("latin-1"))
+        tokenFile().unlink()
+        tokenFile().mkdir()
+        with self.assertRaises(Problem):
+            loadToken("a:1", "alice")
 
 
 class ProgressTests(SynchronousTestCase):
@@ -417,6 +573,56 @@ class ChatTests(ChatTestCase):
         self.server.advance(1)
         self.assertEqual(self.shown(), "* carol is offline")
         self.assertEqual(self.type("/users"), "Online: bob")
+
+    def test_waited(self) -> None:
+        """A text that had to wait is shown with its date; a missed call with who and when."""
+        self.server = server = ScriptedServer()
+        self.begin()
+        (connection,) = server.connections
+        for frame in ((TEXT, b"bob", b"hi"), (MessageType.CALL_REJECT, b"bob", bytes(16) + b"\3")):
+            connection.send(MessageType.DELAY, b"bob", encodeOffset(1_700_000_000_000))
+            connection.send(*frame)
+        shown = self.shown().split("\n")
+        self.assertRegex(shown[0], r"^2023-11-1\d \d\d:\d\d bob: hi$")
+        self.assertRegex(shown[1], r"^\* you missed a call from bob, 2023-11-1\d \d\d:\d\d$")
+
+    def test_usersOffline(self) -> None:
+        """/users shows who is online, and whom else the server knows."""
+        self.server = server = AccountServer()
+        server.tokens[b""] = b"alice"
+        self.begin()
+        self.assertIn("Offline: carol", self.type("/users"))
+        server.isDown = True
+        server.cut()
+        self.shown()
+        self.assertEqual(self.type("/users"), "There is no connection now.")
+
+    def test_block(self) -> None:
+        """/block and /unblock say so to the server, and what it says against it is shown."""
+        self.server = server = AccountServer()
+        server.tokens[b""] = b"alice"
+        self.begin()
+        self.assertIn("bob is blocked", self.type("/block bob"))
+        self.assertIn("bob is not blocked", self.type("/unblock bob"))
+        self.assertEqual(server.commands, [(b"bob", b"\2"), (b"bob", b"\3")])
+        self.assertIn("Whom?", self.type("/block"))
+        server.connections[0].sendBytes(b"")
+        self.assertIn("!", self.type("/block a/b"))
+
+    def test_expired(self) -> None:
+        """If the server does not know the user any more the chat ends, and says how to come back."""
+        self.chat = Chat(self.server.clock, "alice", self.folder, "log in first: so")
+        self.terminal = cast(FakeTerminal, self.chat._terminal)
+        self.server = server = AccountServer()
+        server.tokens[b""] = b"alice"
+        self.begin()
+        server.tokens.clear()
+        server.cut()
+        server.advance(2)
+        shown = self.shown()
+        self.assertIn("who are you?", shown)
+        self.assertIn("log in first: so", shown)
+        self.assertEqual(self.successResultOf(self.chat.finished), 3)
 
     def test_unknown(self) -> None:
         """An unknown command is said so, harmlessly."""
@@ -836,6 +1042,7 @@ class CommandTestCase(ClientTestCase):
     def setUp(self) -> None:
         super().setUp()
         self.folder = temporaryFolder(self)
+        self.config = temporaryFolder(self)
         self.out, self.err = "", ""
         self.patch(talk, "LINGER", 0.5)
 
@@ -849,6 +1056,7 @@ class CommandTestCase(ClientTestCase):
         self.reactor = reactor
         self.patch(twisted.internet, "reactor", reactor)
         self.patch(running, "serverEndpoint", lambda reactor, server: self.server.endpoint())
+        self.patch(os, "environ", {**os.environ, "XDG_CONFIG_HOME": str(self.config)})
         out, err = io.StringIO(), io.StringIO()
         self.patch(log, "logerr", err)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -856,6 +1064,11 @@ class CommandTestCase(ClientTestCase):
         self.out, self.err = out.getvalue(), err.getvalue()
         self.assertEqual("Traceback" in self.err, faulty, self.err)
         return code
+
+    def type(self, *lines: str) -> None:
+        """Let that stand in the standard input."""
+        data = "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape")
+        self.patch(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8", "surrogateescape"))
 
     def interrupt(self) -> None:
         """Ctrl-C: it stops the reactor."""
@@ -964,6 +1177,325 @@ class MessageCommandTests(CommandTestCase):
         self.patch(Client, "users", lambda self: self.sleep(1).addCallback(lambda _: 1 // 0))
         self.assertEqual(self.run_("users", faulty=True), 1)
         self.assertIn("ZeroDivisionError", self.err)
+
+
+class AccountServer(ScriptedServer):
+    """
+    A server with accounts and a store.
+
+    @ivar passwords: of each user; C{tokens} the valid ones.
+    @ivar waiting: frames that follow a registration.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passwords = {b"alice": b"secret"}
+        self.tokens: dict[bytes, bytes] = {}
+        self.waiting = b""
+        self.commands: list[tuple[bytes, bytes]] = []
+
+    def buildProtocol(self, addr: object) -> AccountConnection:
+        connection = AccountConnection(self)
+        self.connections.append(connection)
+        return connection
+
+
+class AccountConnection(ScriptedConnection):
+    """Its end of a connection."""
+
+    _server: AccountServer
+    user = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        for messageType, userId, body, _ in decodeFrames(data):
+            self.frames.append((messageType, userId, body))
+            if not self.user:
+                self.register(messageType, userId, body)
+            elif messageType == MessageType.LOGIN and body == b"\5":
+                self.write(MessageType.AUTH_RESPONSE, b"", b"\1" + self.newToken(self.user))
+            elif messageType == MessageType.LOGIN:
+                self._server.commands.append((userId, body))
+                self.command(userId, body)
+            elif messageType == MessageType.HEARTBEAT:
+                self.write(MessageType.HEARTBEAT, b"", body)
+            elif messageType == MessageType.PRESENCE and userId:
+                self.write(MessageType.PRESENCE, userId, b"\1")
+            elif messageType == MessageType.PRESENCE:
+                isAll = body == b"\3"
+                if isAll:
+                    self.write(MessageType.PRESENCE, b"carol", b"\0")
+                self.write(MessageType.PRESENCE, b"bob", b"\1")
+                self.write(MessageType.PRESENCE, b"", encodeU32(1 + isAll))
+            elif messageType == TEXT and userId == b"mallory":
+                self.write(MessageType.ERROR, userId, encodeError(ErrorCode.FORBIDDEN, TEXT, "not from you"))
+            elif messageType == TEXT and userId != b"nobody":
+                self.write(MessageType.ACK, b"", encodeU32(1))
+
+    def write(self, messageType: int, userId: bytes, data: bytes) -> None:
+        self.transport.write(encodeFrame(messageType, userId, data))
+
+    def newToken(self, userId: bytes) -> bytes:
+        token = b"token%d" % len(self._server.tokens)
+        self._server.tokens[token] = userId
+        return token
+
+    def register(self, messageType: int, userId: bytes, data: bytes) -> None:
+        server = self._server
+        signsUp = messageType == MessageType.SIGNUP
+        if signsUp:
+            server.passwords.setdefault(userId, data)
+        credential = data if signsUp else data[20:]
+        if server.passwords.get(userId) != credential and server.tokens.get(credential) != userId:
+            if signsUp:
+                self.write(MessageType.AUTH_RESPONSE, userId, b"\0wrong user or password")
+            else:
+                why = "wrong user or password" if credential else "who are you?"
+                self.write(MessageType.ERROR, userId, encodeError(ErrorCode.BAD_CREDENTIAL, messageType, why))
+            self.transport.loseConnection()
+            return
+        self.user = userId
+        if signsUp:
+            self.write(MessageType.AUTH_RESPONSE, userId, b"\1" + self.newToken(userId))
+        self.write(MessageType.HEARTBEAT, userId, bytes(16))
+        if not signsUp:
+            self.write(MessageType.ACK, b"", encodeU32(0))
+        self.transport.write(server.waiting)
+
+    def command(self, whom: bytes, data: bytes) -> None:
+        server = self._server
+        if data[0] == 0:
+            server.tokens.pop(data[1:], None)
+        elif data[0] == 1:
+            end = 3 + int.from_bytes(data[1:3], "big")
+            if server.passwords[self.user] != data[3:end]:
+                self.write(MessageType.AUTH_RESPONSE, whom, b"\0wrong password")
+                return
+            server.passwords[self.user] = data[end:]
+            server.tokens.clear()
+        self.write(MessageType.AUTH_RESPONSE, whom, b"\1")
+
+
+class AccountCommandTests(CommandTestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.openServer = self.server
+        self.accounts = self.server = AccountServer()
+
+    def logIn(self) -> None:
+        """Log in."""
+        self.type("secret")
+        self.assertEqual(self.run_("login", "--as", "alice", "--password-stdin"), 0)
+
+    def test_login(self) -> None:
+        """login keeps a token, which the commands to come use, and which is never shown; nor is the password."""
+        self.assertEqual(self.run_("send", "--as", "alice", "bob", "hello"), 3)
+        self.logIn()
+        self.assertNotIn("token0", self.out + self.err)
+        self.assertNotIn("secret", self.out + self.err)
+        self.assertIn("Logged in as alice", self.err)
+        for words in (("send", "--as", "alice", "bob", "hello"), ("users", "--as", "alice")):
+            self.assertEqual(self.run_(*words), 0, self.err)
+            self.assertEqual(self.accounts.connections[-1].frames[0][2][20:], b"token0")
+        stored = list(self.config.rglob("*"))
+        self.assertEqual([path.name for path in stored], ["wecompany", "tokens.json"])
+        self.assertNotIn("secret", stored[1].read_text())
+
+    def test_notLoggedIn(self) -> None:
+        """Without a token that the server knows every command is 3 and says what to do."""
+        for words in (
+            ("send", "--as", "alice", "bob", "hello"),
+            ("send-file", "--as", "alice", "bob", __file__),
+            ("receive-files", "--as", "alice", "--into", str(self.folder)),
+            ("call", "--as", "alice", "bob"),
+            ("answer", "--as", "alice"),
+            ("chat", "--as", "alice"),
+            ("users", "--as", "alice"),
+            ("block", "--as", "alice", "bob"),
+        ):
+            self.assertEqual(self.run_(*words), 3, words)
+            self.assertEqual(
+                self.err,
+                "wecompany: the server does not take alice: who are you?\n"
+                "      log in first: wecompany login --as alice\n",
+            )
+        self.assertEqual(self.run_("users"), 3)
+        self.assertIn("--as ME", self.err)
+        self.assertEqual(self.run_("users", "--as", "x y", "--server", "h:1"), 3)
+        self.assertIn("wecompany login --as 'x y' --server h:1", self.err)
+
+    def test_howItIsReached(self) -> None:
+        """What one is told to do reaches the same server in the same way."""
+        for words, said in ((("--tls",), " --tls"), (("--ca", __file__), f" --ca {__file__}"), ((), "")):
+            options = makeParser().parse_args(["chat", "--as", "alice", "--server", "h:1", *words])
+            options.isGuest = False
+            self.assertEqual(running.logInText(options), f"log in first: wecompany login --as alice --server h:1{said}")
+
+    def test_revokedMeanwhile(self) -> None:
+        """If the token ends while a command runs, that command ends with 3 and says what to do."""
+        self.logIn()
+        self.at(1, self.accounts.tokens.clear)
+        self.at(1, self.server.cut)
+        self.assertEqual(self.run_("receive-files", "--as", "alice", "--into", str(self.folder)), 3)
+        self.assertIn("log in first: wecompany login --as alice", self.err)
+
+    def test_forbidden(self) -> None:
+        """A text that its addressee does not take is 1: it is not the server that does not take this user."""
+        self.logIn()
+        self.assertEqual(self.run_("send", "--as", "alice", "mallory", "hello"), 1)
+        self.assertEqual(self.err, "wecompany: forbidden: not from you\n")
+
+    def test_replacedMeanwhile(self) -> None:
+        """If another connection takes the user ID before a text is acknowledged it is 3, and said."""
+        self.logIn()
+        self.at(1, lambda: self.accounts.connections[-1].refuse(ErrorCode.REPLACED, "elsewhere"))
+        self.assertEqual(self.run_("send", "--as", "alice", "nobody", "hello"), 3)
+        self.assertIn("elsewhere", self.err)
+        self.assertIn("not known", self.err)
+
+    def test_wrongPassword(self) -> None:
+        """A wrong password is 3, in one line, and keeps nothing."""
+        self.type("wrong")
+        self.assertEqual(self.run_("login", "--as", "alice", "--password-stdin"), 3)
+        self.assertEqual(self.err, "wecompany: the server does not take alice: wrong user or password\n")
+        self.assertEqual(list(self.config.rglob("*")), [])
+
+    def test_signup(self) -> None:
+        """--signup creates the account; on a terminal the password is typed twice, and not shown."""
+        typed = ["new", "new"]
+        prompts: list[str] = []
+
+        def ask(prompt: str) -> str:
+            prompts.append(prompt)
+            return typed.pop(0)
+
+        self.patch(getpass, "getpass", ask)
+        self.assertEqual(self.run_("login", "--as", "dave", "--signup"), 0)
+        self.assertEqual(self.accounts.passwords[b"dave"], b"new")
+        self.assertEqual(len(prompts), 2)
+        typed[:] = ["one", "two"]
+        self.assertEqual(self.run_("login", "--as", "eve", "--signup"), 2)
+        self.assertIn("different", self.err)
+        self.assertNotIn(b"eve", self.accounts.passwords)
+
+    def test_asksOnce(self) -> None:
+        """Logging in asks once; without a terminal, or without a password, it is 2."""
+        self.patch(getpass, "getpass", lambda prompt: "secret")
+        self.assertEqual(self.run_("login", "--as", "alice"), 0)
+        for failure in (EOFError(), getpass.GetPassWarning(), OSError()):
+            self.patch(getpass, "getpass", mock.Mock(side_effect=failure))
+            self.assertEqual(self.run_("login", "--as", "alice"), 2)
+            self.assertIn("--password-stdin", self.err)
+        self.patch(getpass, "getpass", mock.Mock(side_effect=KeyboardInterrupt))
+        self.assertEqual(self.run_("login", "--as", "alice"), 130)
+
+    def test_noPassword(self) -> None:
+        """A password of no bytes, or of more than the protocol takes, is 2; the longest goes through."""
+        self.accounts.passwords[b"alice"] = b"x" * 1_024
+        for password, code in (("", 2), ("x" * 1_025, 2), ("x" * 5_000, 2), ("x" * 1_024, 0), ("\udcff", 2)):
+            self.type(password)
+            self.assertEqual(self.run_("login", "--as", "alice", "--password-stdin"), code)
+
+    def test_textsStay(self) -> None:
+        """A command that shows no texts leaves them with the server, and tells of missed calls."""
+        self.accounts.waiting = (
+            encodeFrame(TEXT, b"bob", b"hi")
+            + encodeFrame(MessageType.DELAY, b"bob", encodeOffset(0))
+            + encodeFrame(MessageType.CALL_REJECT, b"bob", bytes(16) + b"\3")
+        )
+        self.type("secret")
+        for words in (
+            ("login", "--as", "alice", "--password-stdin"),
+            ("send", "--as", "alice", "bob", "hello"),
+            ("users", "--as", "alice"),
+            ("block", "--as", "alice", "b"),
+        ):
+            self.assertEqual(self.run_(*words), 0)
+            self.assertNotIn("hi", self.out)
+            self.assertIn("Missed call from bob", self.err)
+            self.assertNotIn(MessageType.ACK, [frame[0] for frame in self.accounts.connections[-1].frames[1:]])
+
+    def test_open(self) -> None:
+        """A server that runs open gives no token, which is said, and is 0."""
+        self.server = self.openServer
+        self.logIn()
+        self.assertIn("runs open", self.err)
+
+    def test_logout(self) -> None:
+        """logout revokes the token and forgets it; without one it is 2; one that has expired is forgotten too."""
+        self.assertEqual(self.run_("logout", "--as", "alice"), 2)
+        self.assertIn("not logged in", self.err)
+        self.logIn()
+        self.assertEqual(self.run_("logout", "--as", "alice"), 0)
+        self.assertEqual((self.accounts.tokens, self.accounts.commands), ({}, [(b"", b"\0token0")]))
+        self.assertEqual(self.run_("logout", "--as", "alice"), 2)
+        self.logIn()
+        self.accounts.tokens.clear()
+        self.assertEqual(self.run_("logout", "--as", "alice"), 0)
+        self.assertEqual(self.run_("logout", "--as", "alice"), 2)
+
+    def test_logoutWithoutServer(self) -> None:
+        """If the token could not be revoked it is kept, and that is 3."""
+        self.logIn()
+        self.server.isDown = True
+        self.assertEqual(self.run_("logout", "--as", "alice"), 3)
+        self.server.isDown = False
+        self.assertEqual(self.run_("logout", "--as", "alice"), 0)
+
+    def test_passwd(self) -> None:
+        """passwd changes the password, and one is logged in with the new one."""
+        self.logIn()
+        self.type("secret", "better")
+        self.assertEqual(self.run_("passwd", "--as", "alice", "--password-stdin"), 0, self.err)
+        self.assertEqual(self.accounts.passwords[b"alice"], b"better")
+        self.assertEqual(self.run_("users", "--as", "alice"), 0)
+        self.assertNotIn("better", self.out + self.err)
+
+    def test_passwdWrong(self) -> None:
+        """If the old password is wrong that is said, and is 1; one stays logged in."""
+        self.logIn()
+        self.type("wrong", "better")
+        self.assertEqual(self.run_("passwd", "--as", "alice", "--password-stdin"), 1)
+        self.assertEqual(self.err, "wecompany: wrong password\n")
+        self.assertEqual(self.run_("users", "--as", "alice"), 0)
+
+    def test_block(self) -> None:
+        """block and unblock say so to the server, and say nothing else."""
+        self.logIn()
+        for command, op in (("block", b"\2"), ("unblock", b"\3")):
+            self.assertEqual(self.run_(command, "--as", "alice", "bob"), 0)
+            self.assertEqual((self.out + self.err, self.accounts.commands.pop()), ("", (b"bob", op)))
+
+    def test_allUsers(self) -> None:
+        """users --all lists everybody whom the server knows, and who is online."""
+        self.logIn()
+        self.assertEqual(self.run_("users", "--as", "alice", "--all"), 0)
+        self.assertEqual(self.out, "bob\tonline\ncarol\toffline\n")
+
+    def test_tokenFileDamaged(self) -> None:
+        """A file of tokens that is damaged is one line and 2."""
+        (self.config / "wecompany").mkdir()
+        (self.config / "wecompany" / "tokens.json").write_text("{")
+        self.assertEqual(self.run_("users", "--as", "alice"), 2)
+        self.assertRegex(self.err, "^wecompany: .*tokens.json is damaged.*\n$")
+
+
+class AdminCommandTests(CommandTestCase):
+    def test_admin(self) -> None:
+        """admin works on the database itself: it needs no server and no reactor, and its exit code is the command's."""
+        database = str(self.folder / "x.sqlite")
+        self.server.isDown = True
+        self.type("secret-of-alice")
+        self.assertEqual(self.run_("admin", "add", "alice", "--database", database, "--password-stdin"), 0, self.err)
+        self.assertEqual(self.run_("admin", "users", "--database", database), 0)
+        self.assertIn("alice", self.out)
+        self.assertEqual(self.run_("admin", "revoke", "bob", "--database", database), 1)
+        self.assertFalse(self.reactor.running)
+
+    def test_interrupted(self) -> None:
+        """Ctrl-C while it asks for a password is 130."""
+        self.patch(getpass, "getpass", mock.Mock(side_effect=KeyboardInterrupt))
+        self.patch(sys, "stdin", Teletype())
+        self.assertEqual(self.run_("admin", "add", "alice", "--database", str(self.folder / "x.sqlite")), 130)
 
 
 class TransferCommandTests(CommandTestCase):

@@ -27,7 +27,7 @@ from wecompany.client import (
     ServerError,
     TransferCancelled,
 )
-from wecompany.client import session as clientSession
+from wecompany.client import presence as clientPresence
 from wecompany.client.session import BACKOFF_BASE, BACKOFF_MOST, backoff
 from wecompany.server import WeCompanyFactory
 from wecompany.testing import MemoryServer, MemoryTransport, Message
@@ -74,8 +74,8 @@ class Heard(ClientListener):
         assert isinstance(reason, ServerError)
         self.events.append(("stopped", reason.code, reason.text))
 
-    def textReceived(self, fromUser: str, text: str) -> None:
-        self.events.append(("text", fromUser, text))
+    def textReceived(self, fromUser: str, text: str, sentAt: float | None) -> None:
+        self.events.append(("text", fromUser, text) if sentAt is None else ("text", fromUser, text, sentAt))
 
     def callReceived(self, call: Call) -> None:
         self.calls.append(call)
@@ -406,10 +406,10 @@ class RegistrationTests(ClientTestCase):
 
 class ScriptedRegistrationTests(ScriptedTestCase):
     def test_firstFrame(self) -> None:
-        """The first frame is a HEARTBEAT with the own ID and the credential."""
+        """The first frame is an ACK with the own ID, no session to go on from, and the credential."""
         client = self.make(credential=b"secret")
         self.settled(client.start())
-        self.assertEqual(self.connection.frames[0], (HEARTBEAT, b"alice", b"secret"))
+        self.assertEqual(self.connection.frames[0], (MessageType.ACK, b"alice", bytes(20) + b"secret"))
 
     def test_refusals(self) -> None:
         """Whatever the first registration is refused with is start()'s failure, and the client comes back no more."""
@@ -810,7 +810,7 @@ class ScriptedPresenceTests(ScriptedTestCase):
 
     def test_bounded(self) -> None:
         """A list without end does not grow the client."""
-        self.patch(clientSession, "MAX_LISTED", 3)
+        self.patch(clientPresence, "MAX_LISTED", 3)
         client = self.begin()
         listing = client.users()
         for number in range(10):
@@ -1281,7 +1281,7 @@ class RubbishTests(ScriptedTestCase):
         for kind in (MessageType.DELAY, MessageType.ACK, MessageType.AUTH_RESPONSE, MessageType.GROUP, 200):
             self.connection.send(kind, b"bob", bytes(8))
         self.connection.send(TEXT, b"bob", b"behind it")
-        self.assertEqual(self.heard.take(), [("text", "bob", "behind it")])
+        self.assertEqual(self.heard.take(), [("text", "bob", "behind it", 0.0)])
         self.assertTrue(client.isOnline)
 
     def test_badCount(self) -> None:

@@ -44,7 +44,7 @@ from wecompany.interfaces import (
     StoreProblem,
 )
 from wecompany.limits import Limits, addressKey
-from wecompany.wire import MAX_REASON, ErrorCode, MessageType, WireError
+from wecompany.wire import MAX_REASON, AccountOp, ErrorCode, MessageType, WireError
 
 try:
     import argon2
@@ -97,8 +97,6 @@ _TAKEN = "this name is taken"
 _WRONG = "wrong user ID or password"
 _BAD_TOKEN = "this token has expired or is revoked: log in with the password"  # noqa: S105 - says it, is none
 
-_LOG_OUT = 0
-_CHANGE_PASSWORD = 1
 
 _log = Logger()
 
@@ -405,14 +403,19 @@ class Accounts:
         token = b""
         if self._store is not None:
             if attempt.messageType in (MessageType.LOGIN, MessageType.SIGNUP):
-                token = makeToken()
-                expiresAt = self._wallClock() + self._tokenLifetime
-                with contextlib.suppress(NoSuchAccount):  # deleted or disabled: the next line says which
-                    await self._store.addToken(userId, digestToken(token), expiresAt)
-            await self._checkStill(self._store, userId, known)
+                token = await self._newToken(self._store, userId, known)
+            else:
+                await self._checkStill(self._store, userId, known)
             if known is not None and isOutdated(known):
                 await self._renew(self._store, userId, known, credential)
         self.count(f"registered by {how}", 1)
+        return token
+
+    async def _newToken(self, store: IAccountStore, userId: bytes, known: str | None) -> bytes:
+        token = makeToken()
+        with contextlib.suppress(NoSuchAccount):  # deleted or disabled: the next line says which
+            await store.addToken(userId, digestToken(token), self._wallClock() + self._tokenLifetime)
+        await self._checkStill(store, userId, known)
         return token
 
     async def _checkToken(self, store: IAccountStore, userId: bytes, credential: bytes) -> None:
@@ -576,21 +579,25 @@ class Accounts:
     # -- what a registered user asks for
 
     async def _accountCommand(self, userId: bytes, address: str, data: bytes) -> bytes:
-        if not data or data[0] not in (_LOG_OUT, _CHANGE_PASSWORD):
-            raise WireError(ErrorCode.BAD_REQUEST, "an account command is 0, log out, or 1, change password")
+        if not data or data[0] not in (AccountOp.LOG_OUT, AccountOp.CHANGE_PASSWORD, AccountOp.NEW_TOKEN):
+            raise WireError(ErrorCode.BAD_REQUEST, "there is no such account command")
         op, rest = data[0], data[1:]
-        if op == _LOG_OUT and rest and not isToken(rest):
+        if op == AccountOp.NEW_TOKEN:
+            if rest:
+                raise WireError(ErrorCode.BAD_REQUEST, "nothing follows the op")
+            return b"" if self._store is None else await self._newToken(self._store, userId, None)
+        if op == AccountOp.LOG_OUT and rest and not isToken(rest):
             raise WireError(ErrorCode.BAD_REQUEST, "this is no token")
         split = 2 + int.from_bytes(rest[:2], "big")
         old, new = rest[2:split], rest[split:]
-        if op == _CHANGE_PASSWORD:
+        if op == AccountOp.CHANGE_PASSWORD:
             if len(rest) < split:
                 raise WireError(ErrorCode.BAD_REQUEST, "a change of password has the old one's length, old and new")
             checkNewPassword(new)
         if self._store is None:
             raise Refused(ErrorCode.FORBIDDEN, "this server keeps no accounts of its own")
         actor = f"{_shown(userId)} from {address}"
-        if op == _LOG_OUT:
+        if op == AccountOp.LOG_OUT:
             revoked = await self._store.revokeTokens(userId, digestToken(rest) if rest else b"", actor)
             self.count("tokens revoked", revoked)
             return f"{revoked} token{'' if revoked == 1 else 's'} revoked".encode()

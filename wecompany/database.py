@@ -76,7 +76,7 @@ MAX_SESSIONS = 8
 MAX_MISSED_CALLS = 100
 """Missed calls that one user is told of."""
 
-MAX_BLOCKS = 1_000
+MAX_BLOCKS = 500
 """Users that one user may block."""
 
 MAX_TOKENS = 100

@@ -28,7 +28,17 @@ from functools import partial
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from wecompany.interfaces import Begun, IConnection, IStore, MissedCall, QueueFull, Session, StoredText, StoreProblem, Waiting
+from wecompany.interfaces import (
+    Begun,
+    IConnection,
+    IStore,
+    MissedCall,
+    QueueFull,
+    Session,
+    StoredText,
+    StoreProblem,
+    Waiting,
+)
 from wecompany.outbound import Turn
 from wecompany.wire import (
     ErrorCode,
@@ -91,11 +101,7 @@ class Mailbox:
         # The first one waits until all is sent that went past the store: so nothing that is left at the end is
         # partly of this kind and partly of that.
         isFirst = self.next == self.base and self.connection.session is None
-        return (
-            self.isOpen
-            and not (self.isLoading or self.connection.isPaused)
-            and (not isFirst or self.connection.isClear)
-        )
+        return not (self.isLoading or self.connection.isPaused) and (not isFirst or self.connection.isClear)
 
     def open(self, first: int, end: int) -> None:
         """What waits is known."""
@@ -115,16 +121,19 @@ class Delivery:
         clock: IReactorTime,
         turn: Turn,
         count: Callable[[str], None],
+        online: Callable[[bytes], IConnection | None],
         isAway: Callable[[bytes], bool],
     ) -> None:
         """
         @param count: adds one to a counter that the operator sees.
+        @param online: returns the connection of a user who is online.
         @param isAway: whether a user is neither online nor about to be.
         """
         self._store = store
         self._clock = clock
         self._turn = turn
         self._count = count
+        self._online = online
         self._isAway = isAway
         self._mailboxes: dict[bytes, Mailbox] = {}
         self._toAcknowledge: set[IConnection] = set()
@@ -205,11 +214,15 @@ class Delivery:
 
     def keep(self, connection: IConnection | None, sender: bytes, receiver: bytes, data: bytes) -> None:
         """
-        Keep a text, and deliver it when it is committed.
+        Keep a text, and deliver it when it is committed.  All that is for the same receiver comes behind it.
 
         @param connection: the sender's, who learns how that went; C{None} if it is the server itself.
         """
         mailbox = self._mailboxes.get(receiver)
+        if mailbox is None:
+            online = self._online(receiver)
+            if online is not None:
+                mailbox = self._makeMailbox(online)
         if mailbox is not None:
             mailbox.storing += 1
         session = None
@@ -220,9 +233,8 @@ class Delivery:
                 self._held.add(connection)
                 connection.hold(HELD)
         digest, taken = (session.digest, session.received) if session is not None else (b"", 0)
-        self._store.keep(
-            receiver, sender, data, digest, taken, partial(self._kept, connection, taken, sender, receiver, data)
-        )
+        kept = partial(self._kept, connection, mailbox, taken, sender, receiver, data)
+        self._store.keep(receiver, sender, data, digest, taken, kept)
 
     def refuse(self, connection: IConnection, error: WireError, receiver: bytes) -> None:
         """Answer a text of a reliable session with an ERROR, in its turn."""
@@ -248,11 +260,6 @@ class Delivery:
         taken = session.received
         self._store.answered(session.digest, taken, done)
 
-    def divert(self, connection: IConnection) -> None:
-        """Let everything for that user go through the store from now on, until it has caught up."""
-        if connection.userId not in self._mailboxes:
-            self._makeMailbox(connection)
-
     # -- from receivers
 
     def acknowledge(self, connection: IConnection, userId: bytes, data: bytes) -> None:
@@ -265,7 +272,7 @@ class Delivery:
             raise WireError(ErrorCode.BAD_REQUEST, "this registration has no reliable texts to acknowledge")
         n = decodeU32(data)
         mailbox = self._mailboxes[connection.userId]
-        if userId or not mailbox.isOpen or n > mailbox.next - mailbox.base:
+        if userId or n > mailbox.next - mailbox.base:
             raise WireError(ErrorCode.BAD_REQUEST, "more is acknowledged than was sent")
         if mailbox.base + n > mailbox.forgotten:
             mailbox.forgotten = mailbox.base + n
@@ -307,6 +314,7 @@ class Delivery:
     def _kept(
         self,
         connection: IConnection | None,
+        awaiting: Mailbox | None,
         taken: int,
         sender: bytes,
         receiver: bytes,
@@ -315,8 +323,8 @@ class Delivery:
     ) -> None:
         self._turn.isOpen = True
         mailbox = self._mailboxes.get(receiver)
-        if mailbox is not None and mailbox.storing:
-            mailbox.storing -= 1
+        if awaiting is not None:
+            awaiting.storing -= 1
         if connection is not None:
             connection.storing -= len(data) + 64
             if isinstance(result, StoreProblem):
@@ -422,7 +430,7 @@ class Delivery:
         self._toSettle.discard(mailbox)
         mailbox.room = READ_AT_ONCE
         self._pump(mailbox)
-        if connection.session is not None or not mailbox.isOpen:
+        if connection.session is not None or mailbox in self._asked:
             return
         if not connection.isClear:
             self._toSettle.add(mailbox)

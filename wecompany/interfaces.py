@@ -535,6 +535,7 @@ class IAuthenticator(Interface):
 
             op:u8 0  log out            [token text]                  that token is revoked; without one, all of them
                   1  change password    oldLength:u16 old new         all tokens are revoked
+                  5  a new token                                      what to say is the token
 
         Fires with what to say; fails with L{Refused} or L{StoreProblem}, or
         L{WireError<wecompany.wire.WireError>} if it makes no sense.

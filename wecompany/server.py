@@ -54,7 +54,7 @@ from wecompany.presence import Presence
 from wecompany.protocol import WeCompanyProtocol
 from wecompany.wire import (
     ID_SIZE,
-    MAX_PAYLOAD,
+    AccountOp,
     EndCode,
     ErrorCode,
     MessageType,
@@ -101,6 +101,9 @@ BLOCKED = "that user takes nothing from you"
 
 _MISSED = {RejectCode.NO_ANSWER, RejectCode.OFFLINE, EndCode.CANCELLED}
 """How a call ends that its callee has missed."""
+
+
+_ACCOUNT_COMMANDS = {AccountOp.LOG_OUT, AccountOp.CHANGE_PASSWORD, AccountOp.NEW_TOKEN}
 
 
 @implementer(IServerObserver)
@@ -271,7 +274,7 @@ class WeCompanyFactory(Factory):
         self._store = store
         self._authenticator = authenticator
         if store is not None:
-            self._delivery = Delivery(store, self._reactor, self._turn, self.count, self._isAway)
+            self._delivery = Delivery(store, self._reactor, self._turn, self.count, self._online.get, self._isAway)
             self._blocks = store.blocks
             self._presence.known = store.knownUsers
             store.setOnline(lambda userId: not self._isAway(userId))
@@ -700,14 +703,7 @@ class WeCompanyFactory(Factory):
             raise WireError(ErrorCode.FORBIDDEN, BLOCKED)
         if self._delivery is None or not self._isKept(userId):
             raise WireError(ErrorCode.OFFLINE, "that user is offline")
-        self._keep(connection, connection.userId, userId, data)
-
-    def _keep(self, connection: IConnection | None, sender: bytes, userId: bytes, data: bytes) -> None:
-        assert self._delivery is not None
-        receiver = self._online.get(userId)
-        if receiver is not None:
-            self._delivery.divert(receiver)
-        self._delivery.keep(connection, sender, userId, data)
+        self._delivery.keep(connection, connection.userId, userId, data)
 
     def _isKept(self, userId: bytes) -> bool:
         """Whether a text for that user has a place in the store."""
@@ -738,7 +734,8 @@ class WeCompanyFactory(Factory):
             if userId == sender or self.isBlocked(userId, sender):
                 continue
             if messageType == MessageType.TEXT and not receiver.isDirect:
-                self._keep(None, sender, userId, data)
+                assert self._delivery is not None
+                self._delivery.keep(None, sender, userId, data)
             else:
                 receiver.send(frame)
 
@@ -818,31 +815,23 @@ class WeCompanyFactory(Factory):
         self._delivery.acknowledge(connection, userId, data)
 
     def _accountFrame(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
-        """
-        Take what a registered user says of its own account.  See docs/protocol.rst.
-
-        ::
-
-            LOGIN ""   0, 1 ...    see L{IAuthenticator.accountCommand}
-            LOGIN user 2           block that user
-            LOGIN user 3           unblock that user
-            LOGIN ""   4           list whom one blocks
-        """
-        op = data[0] if data else -1
+        """Take what a registered user asks for its own account: see L{AccountOp}, and docs/protocol.rst."""
         if connection in self._commanding:
             raise WireError(ErrorCode.OVERLOADED, "one account command at a time")
+        op = data[0] if data else -1
+        isAlone = len(data) == 1
+        store = self._store
         done = partial(self._commandDone, connection, userId)
-        if userId and data in (b"\2", b"\3") and userId != connection.userId and self._store is not None:
+        if op in (AccountOp.BLOCK, AccountOp.UNBLOCK) and isAlone and store is not None and userId != connection.userId:
             checkUserId(userId)
             self._commanding.add(connection)
-            (self._store.block if op == 2 else self._store.unblock)(connection.userId, userId, done)
-        elif not userId and data == b"\4" and self._store is not None:
-            blocked = b"".join(encodeTag(user) for user in sorted(self._blocks.get(connection.userId, ())))
-            connection.send(encodeFrame(MessageType.AUTH_RESPONSE, b"", b"\1" + blocked[: MAX_PAYLOAD - 4]))
-        elif not userId and op in (0, 1) and self._authenticator is not None:
-            command = self._authenticator.accountCommand(connection.userId, connection.address, data)
+            (store.block if op == AccountOp.BLOCK else store.unblock)(connection.userId, userId, done)
+        elif op == AccountOp.LIST_BLOCKED and isAlone and store is not None and not userId:
+            blocked = sorted(self._blocks.get(connection.userId, ()))
+            done(b"".join(map(encodeTag, blocked)))
+        elif op in _ACCOUNT_COMMANDS and self._authenticator is not None and not userId:
             self._commanding.add(connection)
-            command.addBoth(done)
+            self._authenticator.accountCommand(connection.userId, connection.address, data).addBoth(done)
         else:
             raise WireError(ErrorCode.BAD_REQUEST, "there is no such account command here")
 

@@ -121,6 +121,17 @@ class PresenceOp(IntEnum):
     LIST_ALL = 3
 
 
+class AccountOp(IntEnum):
+    """The first byte of a LOGIN's data on a registered connection: what a user asks for its own account."""
+
+    LOG_OUT = 0
+    CHANGE_PASSWORD = 1
+    BLOCK = 2
+    UNBLOCK = 3
+    LIST_BLOCKED = 4
+    NEW_TOKEN = 5
+
+
 class MediaKind(IntEnum):
     """Bits 0 to 6 of the first byte of media, by custom."""
 

@@ -15,11 +15,10 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from wecompany._version import version
-from wecompany.cli.running import EXIT_INTERRUPTED, EXIT_USAGE, Problem, isFile, isFolder, run, say
+from wecompany.cli.admin import addAdminParser, runAdmin
+from wecompany.cli.running import DEFAULT_SERVER, EXIT_INTERRUPTED, EXIT_USAGE, Problem, isFile, isFolder, run, say
 from wecompany.cli.tone import MAX_TONE
 from wecompany.wire import MAX_PAYLOAD, WireError, checkUserId
-
-DEFAULT_SERVER = "localhost:8888"
 
 
 def _userId(value: str) -> str:
@@ -49,6 +48,11 @@ def _path(value: str) -> Path:
         return Path(value).expanduser()
     except RuntimeError as e:  # ~nobody
         raise argparse.ArgumentTypeError(f"{value}: {e}") from None
+
+
+def _certificate(value: str) -> tuple[Path, Path]:
+    certificate, comma, key = value.partition(",")
+    return _file(certificate), _file(key if comma else certificate)
 
 
 def _tone(value: str) -> float:
@@ -87,7 +91,30 @@ def makeParser() -> argparse.ArgumentParser:
             metavar="HOST:PORT",
             help=f"where the server is, or a Twisted client endpoint such as tls:HOST:PORT [default: {DEFAULT_SERVER}]",
         )
+        sub.add_argument("--tls", action="store_true", help="connect to HOST:PORT with TLS; so do --ca and --cert")
+        sub.add_argument(
+            "--ca", type=_file, metavar="FILE", help="whom to trust, in PEM [default: the system's authorities]"
+        )
+        sub.add_argument(
+            "--cert",
+            dest="certificate",
+            type=_certificate,
+            metavar="CERT[,KEY]",
+            help="the certificate that speaks for you, and its key, in PEM",
+        )
         return sub
+
+    login = command("login", "log in with a password, for all commands to come")
+    login.add_argument("--signup", action="store_true", help="create the account, where the server lets you")
+    passwd = command("passwd", "change your password")
+    for asking in (login, passwd):
+        asking.add_argument(
+            "--password-stdin",
+            dest="passwordStdin",
+            action="store_true",
+            help="read it from the standard input, a line each, instead of asking for it",
+        )
+    command("logout", "end what login began")
 
     chat = command("chat", "write and call, line by line; /help inside tells how")
     chat.add_argument("--into", type=_folder, default=Path(), metavar="DIR", help="where files go [default: here]")
@@ -121,7 +148,14 @@ def makeParser() -> argparse.ArgumentParser:
             "--record", type=_path, metavar="FILE", help="where what comes is kept: .ogg, or .webm for video"
         )
 
-    command("users", "list who is online", userNeeded=False)
+    users = command("users", "list who is online", userNeeded=False)
+    users.add_argument("--all", action="store_true", help="list everybody whom the server knows, and who is online")
+    for name, help in (
+        ("block", "let no text, call or file of somebody through to you"),
+        ("unblock", "let somebody through again"),
+    ):
+        command(name, help).add_argument("whom", type=_userId, metavar="WHOM", help="that user's ID")
+    addAdminParser(commands)
     return parser
 
 
@@ -133,14 +167,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     @return: the exit code.
     """
     options = makeParser().parse_args(argv)
-    if options.user is None:
-        options.user = f"users-{secrets.token_hex(4)}"
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what the terminal has no letters for is shown some other way
             stream.reconfigure(errors="backslashreplace")
     try:
+        if options.command == "admin":
+            return runAdmin(options)
+        options.isGuest = options.user is None
+        if options.isGuest:
+            options.user = f"users-{secrets.token_hex(4)}"
         if options.command == "send" and options.text == "-":
             options.text = sys.stdin.read(MAX_PAYLOAD)
+        elif options.command in ("login", "passwd"):
+            from wecompany.cli.account import readPasswords
+
+            readPasswords(options)
         return run(options)
     except Problem as e:
         say(f"wecompany: {e}")

@@ -6,14 +6,24 @@ import argparse
 import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
-from time import monotonic, strftime
+from time import monotonic
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from wecompany.cli.progress import size
-from wecompany.cli.running import EXIT_NO_CONNECTION, EXIT_OK, Command, isFile, lostText, printable, startClient
+from wecompany.cli.running import (
+    EXIT_NO_CONNECTION,
+    EXIT_OK,
+    Command,
+    isFile,
+    logInText,
+    lostText,
+    printable,
+    startClient,
+    textTime,
+)
 from wecompany.cli.terminal import Terminal, terminalRestored
 from wecompany.client import (
     Call,
@@ -24,17 +34,18 @@ from wecompany.client import (
     IncomingFile,
     ServerError,
 )
-from wecompany.wire import WireError, checkUserId
+from wecompany.wire import ErrorCode, WireError, checkUserId
 
 HELP = """\
 @bob hello         write to bob; from then on a plain line goes to bob too
 /to bob            choose whom a plain line goes to
-/users             who is online
+/users             who is online, and who else there is
 /call bob          call bob; /call bob video for a video call
 /accept            take the call that rings, or else the file that is offered
 /reject [why]      do not take it
 /end               hang up
 /file PATH bob     send a file
+/block bob         let nothing through from bob; /unblock bob
 /help              this
 /quit              leave; so do Ctrl-D and Ctrl-C
 //text             a text that begins with a slash
@@ -52,7 +63,11 @@ class Chat(ClientListener):
 
     client: Client
 
-    def __init__(self, reactor: Any, user: str, folder: Path) -> None:
+    def __init__(self, reactor: Any, user: str, folder: Path, logInText: str = "") -> None:
+        """
+        @param logInText: what to do if the server does not know the credential any more.
+        """
+        self._logInText = logInText
         self._wasLost = False
         self._user = user
         self._folder = folder
@@ -70,6 +85,8 @@ class Chat(ClientListener):
             "/reject": self._reject,
             "/end": self._end,
             "/file": self._file,
+            "/block": self._block,
+            "/unblock": self._unblock,
             "/help": self._help,
             "/quit": lambda words: self._finish(EXIT_OK),
         }
@@ -126,10 +143,30 @@ class Chat(ClientListener):
         self._choose(words[0] if words else "")
 
     def _users(self, words: list[str]) -> None:
-        if self.client.isOnline:
-            self._showUsers(self._online)
-        else:
+        if not self.client.isOnline:
             self._show("There is no connection now.")
+            return
+        self._showUsers(self._online)
+
+        def showOthers(users: list[tuple[str, bool]]) -> None:
+            away = sorted({user for user, isOnline in users if not isOnline} - self._online)
+            if away:
+                self._show(f"Offline: {', '.join(away)}")
+
+        self.client.allUsers().addCallbacks(showOthers, lambda _: None)  # of a server that tells only who is online
+
+    def _block(self, words: list[str]) -> None:
+        self._setBlocked(words, self.client.block, "blocked")
+
+    def _unblock(self, words: list[str]) -> None:
+        self._setBlocked(words, self.client.unblock, "not blocked any more")
+
+    def _setBlocked(self, words: list[str], change: Callable[[str], Deferred[None]], done: str) -> None:
+        if not words:
+            self._show("Whom? /block bob, /unblock bob")
+            return
+        name = words[0]
+        change(name).addCallbacks(lambda _: self._show(f"* {name} is {done}"), self._failed)
 
     def _call(self, words: list[str]) -> None:
         name = words[0] if words else self._partner
@@ -196,10 +233,13 @@ class Chat(ClientListener):
 
     # -- what comes (ClientListener)
 
-    def textReceived(self, fromUser: str, text: str) -> None:
+    def textReceived(self, fromUser: str, text: str, sentAt: float | None) -> None:
         if not self._partner and fromUser:
             self._choose(fromUser)
-        self._show(f"{strftime('%H:%M')} {fromUser or '(server)'}: {text}")
+        self._show(f"{textTime(sentAt)} {fromUser or '(server)'}: {text}")
+
+    def callMissed(self, caller: str, at: float) -> None:
+        self._show(f"* you missed a call from {caller}, {textTime(at)}")
 
     def callReceived(self, call: Call) -> None:
         kind = "video call" if call.isVideo else "call"
@@ -233,6 +273,8 @@ class Chat(ClientListener):
 
     def stopped(self, reason: ClientError) -> None:
         self._show(f"! {reason}")
+        if self._logInText and isinstance(reason, ServerError) and reason.code == ErrorCode.BAD_CREDENTIAL:
+            self._show(self._logInText)
         self._finish(EXIT_NO_CONNECTION)
 
     # -- calls
@@ -306,7 +348,7 @@ class Chat(ClientListener):
 
 async def chat(reactor: Any, options: argparse.Namespace) -> int:
     """Chat until the person leaves."""
-    listener = Chat(reactor, options.user, options.into)
+    listener = Chat(reactor, options.user, options.into, logInText(options))
     client = await startClient(reactor, options, listener)
     listener.client = client
     with terminalRestored():

@@ -19,16 +19,20 @@ async def send(reactor: Any, options: argparse.Namespace) -> int:
 
 
 async def users(reactor: Any, options: argparse.Namespace) -> int:
-    """Print who is online, a line each."""
+    """Print who is online, or whom the server knows, a line each."""
     client = await startClient(reactor, options)
     try:
-        online = await client.users()
+        if options.all:
+            known = await client.allUsers()
+            lines = [f"{user}\t{'online' if isOnline else 'offline'}" for user, isOnline in known]
+        else:
+            lines = await client.users()
     finally:
         await client.stop()
-    for user in sorted(online):
-        print(printable(user))
-    if not online:
-        say("Nobody else is online.")
+    for line in sorted(lines):
+        print(printable(line))
+    if not lines:
+        say("Nobody else is known." if options.all else "Nobody else is online.")
     return EXIT_OK
 
 

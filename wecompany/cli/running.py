@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from time import localtime, strftime
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -15,14 +17,17 @@ from twisted.internet.endpoints import HostnameEndpoint, clientFromString
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.python.failure import Failure
 
-from wecompany.client import Client, ClientError, ClientListener, ServerError
+from wecompany.client import Client, ClientError, ClientListener, ServerError, TlsFailed, tlsEndpoint
 from wecompany.client.session import FINAL_ERRORS
+from wecompany.wire import ErrorCode
 
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_CONNECTION = 3
 EXIT_INTERRUPTED = 130
+
+DEFAULT_SERVER = "localhost:8888"
 
 _MODULES = {
     "chat": "wecompany.cli.chat",
@@ -32,6 +37,11 @@ _MODULES = {
     "receive-files": "wecompany.cli.transfer",
     "call": "wecompany.cli.talk",
     "answer": "wecompany.cli.talk",
+    "login": "wecompany.cli.account",
+    "logout": "wecompany.cli.account",
+    "passwd": "wecompany.cli.account",
+    "block": "wecompany.cli.account",
+    "unblock": "wecompany.cli.account",
 }
 
 Command = Callable[[Any, argparse.Namespace], Awaitable[int]]
@@ -84,7 +94,40 @@ def isFolder(path: Path) -> bool:
         return False
 
 
-class Announcer(ClientListener):
+def textTime(sentAt: float | None) -> str:
+    """Return when a text was sent: the time of day now for one that has just been, else the date too."""
+    if sentAt is None:
+        return strftime("%H:%M")
+    try:
+        return strftime("%Y-%m-%d %H:%M", localtime(sentAt))
+    except (OverflowError, ValueError, OSError):  # of a year that no calendar here has
+        return "once"
+
+
+def logInText(options: argparse.Namespace) -> str:
+    """Return what to do where the server does not know this user's token."""
+    if options.isGuest:
+        return "this server has accounts: log in, and say who you are with --as ME"
+    words = ["wecompany", "login", "--as", options.user]
+    if options.server != DEFAULT_SERVER:
+        words += ["--server", options.server]
+    if options.ca is not None:
+        words += ["--ca", str(options.ca)]
+    elif _isTls(options):
+        words.append("--tls")
+    return f"log in first: {shlex.join(words)}"
+
+
+class Notices(ClientListener):
+    """Tells of missed calls, which the server tells once; texts it leaves there for a chat."""
+
+    takesTexts = False
+
+    def callMissed(self, caller: str, at: float) -> None:
+        say(f"Missed call from {caller}: {textTime(at)}")
+
+
+class Announcer(Notices):
     """Says when the connection goes and comes back."""
 
     def __init__(self) -> None:
@@ -106,7 +149,7 @@ def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
     @param server: C{HOST}, C{HOST:PORT}, C{[IPV6]:PORT}, or a Twisted client endpoint string.
     @raise Problem: if it is none of these.
     """
-    if server.split(":")[0] in ("tcp", "tls", "ssl", "unix"):
+    if _isEndpointString(server):
         try:
             endpoint: IStreamClientEndpoint = clientFromString(reactor, server)
         except (NameError, ImportError):  # how Twisted says that pyOpenSSL is missing
@@ -114,6 +157,14 @@ def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
         except (ValueError, TypeError, KeyError) as e:
             raise Problem(f"--server {server}: {e}") from None
         return endpoint
+    return HostnameEndpoint(reactor, *_hostAndPort(server))
+
+
+def _isEndpointString(server: str) -> bool:
+    return server.split(":")[0] in ("tcp", "tls", "ssl", "unix")
+
+
+def _hostAndPort(server: str) -> tuple[str, int]:
     host, colon, port = server.rpartition(":")
     if not colon or server.endswith("]"):
         host, port = server, "8888"
@@ -122,7 +173,64 @@ def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
     isBracketed = host.startswith("[") and host.endswith("]")
     if not isBracketed and set(host) & set(":[]"):
         raise Problem(f"--server {server}: an IPv6 address stands in brackets, as in [::1]:8888")
-    return HostnameEndpoint(reactor, host.strip("[]"), int(port))
+    return host.strip("[]"), int(port)
+
+
+def _isTls(options: argparse.Namespace) -> bool:
+    return bool(options.tls or options.ca or options.certificate)
+
+
+def endpointOf(reactor: Any, options: argparse.Namespace) -> IStreamClientEndpoint:
+    """
+    Return the endpoint that C{--server} and the options about TLS name.
+
+    @raise Problem: if there is something wrong with them.
+    """
+    if not _isTls(options):
+        return serverEndpoint(reactor, options.server)
+    if _isEndpointString(options.server):
+        raise Problem(f"--server {options.server}: --tls, --ca and --cert go with HOST:PORT")
+    host, port = _hostAndPort(options.server)
+    try:
+        return tlsEndpoint(reactor, host, port, options.ca, options.certificate)
+    except OSError as e:
+        raise Problem(f"{e.filename}: {e.strerror}") from None
+    except ClientError as e:
+        raise Problem(str(e)) from None
+
+
+def serverName(options: argparse.Namespace) -> str:
+    """
+    Return what a token is kept under: one server, by whatever way it was typed.
+
+    With TLS it is another name, so that a token that was got over TLS is never sent without.
+    """
+    if _isEndpointString(options.server):
+        return str(options.server)
+    host, port = _hostAndPort(options.server)
+    return f"{'tls' if _isTls(options) else 'tcp'}:{host.lower()}:{port}"
+
+
+@contextlib.contextmanager
+def explained(options: argparse.Namespace) -> Iterator[None]:
+    """Turn what a registration fails with into a L{NoConnection}, with its cause, that says what to do."""
+    try:
+        yield
+    except ServerError as e:
+        isStranger = e.code == ErrorCode.BAD_CREDENTIAL and options.command != "login"
+        hint = f"\n{logInText(options)}" if isStranger else ""
+        raise NoConnection(f"the server does not take {options.user}: {e.text}{hint}") from e
+    except TlsFailed as e:
+        raise NoConnection(f"cannot trust {options.server}: {e} (--ca FILE names whom to trust)") from e
+    except ClientError as e:
+        raise NoConnection(str(e)) from e
+    except (Problem, CancelledError):
+        raise
+    except Exception as e:  # endpoints fail with what their transport raises
+        why = str(e) or type(e).__name__
+        raise NoConnection(
+            f"cannot reach {options.server}: {why}\nIs the server running? twistd -n wecompany starts one here."
+        ) from e
 
 
 async def startClient(reactor: Any, options: argparse.Namespace, listener: ClientListener | None = None) -> Client:
@@ -131,20 +239,12 @@ async def startClient(reactor: Any, options: argparse.Namespace, listener: Clien
 
     @raise NoConnection: if it could not be.
     """
-    client = Client(reactor, serverEndpoint(reactor, options.server), options.user, listener)
-    try:
+    from wecompany.cli.tokens import loadToken
+
+    token = loadToken(serverName(options), options.user)
+    client = Client(reactor, endpointOf(reactor, options), options.user, listener or Notices(), credential=token)
+    with explained(options):
         await client.start()
-    except ServerError as e:
-        raise NoConnection(f"the server does not take {options.user}: {e.text}") from None
-    except ClientError as e:
-        raise NoConnection(str(e)) from None
-    except (Problem, CancelledError):
-        raise
-    except Exception as e:  # noqa: BLE001 - endpoints fail with what their transport raises
-        why = str(e) or type(e).__name__
-        raise NoConnection(
-            f"cannot reach {options.server}: {why}\nIs the server running? twistd -n wecompany starts one here."
-        ) from None
     return client
 
 
@@ -158,7 +258,7 @@ def run(options: argparse.Namespace) -> int:
 
     reactor: Any = installed
     command: Command = import_module(_MODULES[options.command]).commands[options.command]
-    serverEndpoint(reactor, options.server)  # so that a typing error ends this before anything begins
+    endpointOf(reactor, options)  # so that a typing error ends this before anything begins
     code = EXIT_INTERRUPTED
     isOver = False
 
@@ -178,8 +278,11 @@ def run(options: argparse.Namespace) -> int:
             code = EXIT_USAGE
         elif result.check(ClientError, OSError):
             say(f"wecompany: {result.getErrorMessage()}")
-            final = isinstance(result.value, ServerError) and result.value.code in FINAL_ERRORS
-            code = EXIT_NO_CONNECTION if final else EXIT_FAILED
+            why = getattr(result.value, "__cause__", None) or result.value
+            final = FINAL_ERRORS - {ErrorCode.FORBIDDEN}  # which most often is about whom one wants to reach
+            code = EXIT_NO_CONNECTION if isinstance(why, ServerError) and why.code in final else EXIT_FAILED
+            if isinstance(why, ServerError) and why.code == ErrorCode.BAD_CREDENTIAL:
+                say(logInText(options))
         elif not result.check(CancelledError):
             result.printTraceback(file=sys.stderr)
             code = EXIT_FAILED

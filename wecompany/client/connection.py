@@ -3,7 +3,7 @@ One connection of a client: registration, signs of life, and which answer belong
 
 The server answers a TEXT only if something is wrong with it.  So every request is followed by a HEARTBEAT of its own:
 the server handles frames in order, hence an ERROR that comes before that HEARTBEAT's answer is the request's, and when
-the answer comes without one, all is well.
+the answer comes without one, all is well.  Where the server acknowledges texts, L{wecompany.client.texts} has those.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twisted.protocols.basic import Int16StringReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from wecompany.client.errors import ClientError, NotConnected, ServerError
+from wecompany.client.errors import ClientError, NotConnected, ServerError, TlsFailed
 from wecompany.interfaces import IStreamTransport
 from wecompany.wire import (
     MAX_PAYLOAD,
@@ -30,11 +30,20 @@ from wecompany.wire import (
     WireError,
     decodeError,
     decodePayload,
+    decodeU32,
     encodeFrame,
+    splitId,
 )
 
 REGISTER_WITHIN = 30.0
 """Seconds for the server to answer the registration."""
+
+ASK_AFTER = 5.0
+"""
+Seconds that a resumed session waits for the server's count before it asks whether there will be one.
+
+The server forgets the session before it when anything arrives in the new one; what it counted must be known by then.
+"""
 
 HEARTBEAT_EVERY = 30.0
 """Seconds between two heartbeats."""
@@ -60,6 +69,7 @@ class Connection(Int16StringReceiver):
     A registered connection.
 
     @ivar sessionId: what the registration was answered with.
+    @ivar token: what a LOGIN or SIGNUP was answered with.
     @ivar isFull: whether enough waits to be sent, so that what is worth nothing late had better not be.
     """
 
@@ -72,19 +82,24 @@ class Connection(Int16StringReceiver):
         self,
         clock: IReactorTime,
         userId: bytes,
-        credential: bytes,
         frameReceived: Callable[[int, bytes, bytes], None],
-        errorReceived: Callable[[ServerError], None],
+        errorReceived: Callable[[ServerError, int, bytes], None],
+        countReceived: Callable[[int | None], None],
+        chunkHandled: Callable[[], None],
     ) -> None:
         """
         @param frameReceived: called with C{(type, userId, data)} of every frame that is not about the connection.
-        @param errorReceived: called with an ERROR that belongs to no request.
+        @param errorReceived: called with an ERROR that belongs to no request, and the type and user ID it is about.
+        @param countReceived: called once after the registration, with how many texts the server took in the session
+            before; with C{None} if it acknowledges none.
+        @param chunkHandled: called when all frames that came together have been handled.
         """
         self._clock = clock
         self._userId = userId
-        self._credential = credential
         self._frameReceived = frameReceived
         self._errorReceived = errorReceived
+        self._countReceived = countReceived
+        self._chunkHandled = chunkHandled
         self._lost: Deferred[ClientError] = Deferred()
         self._requests: deque[_Request] = deque()
         self._count = 0
@@ -93,22 +108,28 @@ class Connection(Int16StringReceiver):
         self._heartbeats.clock = clock
         self._lastError: ServerError | None = None
         self._registering: Deferred[None] | None = Deferred()
-        self._timeout: IDelayedCall | None = None
+        self._askAfter: float | None = None
+        self._isCounted = False
+        self._timers: list[IDelayedCall] = []
         self._closing: IDelayedCall | None = None
         self._isRefused = False
         self.sessionId = b""
+        self.token = b""
         self.isFull = False
 
-    def register(self) -> Deferred[None]:
+    def register(self, messageType: int, data: bytes, askAfter: float | None = None) -> Deferred[None]:
         """
         Say who we are.
 
+        @param askAfter: for an ACK, the seconds after the server's answer until we ask it whether its count follows.
+            If there are any we are registered only then, because nothing else may be said before.
         @return: fires when the server has taken it; fails with L{ServerError} or L{NotConnected}.
         """
         registering = self._registering
         assert registering is not None
-        self._timeout = self._clock.callLater(REGISTER_WITHIN, self.abort)
-        self.sendFrame(MessageType.HEARTBEAT, self._userId, self._credential)
+        self._askAfter = askAfter
+        self._timers.append(self._clock.callLater(REGISTER_WITHIN, self.abort))
+        self.sendFrame(messageType, self._userId, data)
         return registering
 
     def connectionMade(self) -> None:
@@ -145,30 +166,36 @@ class Connection(Int16StringReceiver):
         @return: fires when the server has handled it; fails with L{ServerError} or L{NotConnected}.
         """
         try:
-            self.sendFrame(messageType, userId, data)
+            return self.askFrame(messageType, encodeFrame(messageType, userId, data))
         except WireError as e:
             return fail(ServerError(e.code, e.text))
+
+    def askFrame(self, messageType: int, frame: bytes) -> Deferred[None]:
+        """As L{ask}, with a whole frame of that type, or with none at all: then all frames before it were handled."""
         self._count += 1
         request = _Request(self._count.to_bytes(8, "big"), messageType, Deferred())
         self._requests.append(request)
-        self.sendFrame(MessageType.HEARTBEAT, b"", request.number)
+        self.transport.write(frame + encodeFrame(MessageType.HEARTBEAT, b"", request.number))
         return request.answered
 
     def dataReceived(self, data: bytes) -> None:
         """Note that the server lives, and take its frames."""
         self._heardAt = self._clock.seconds()
         super().dataReceived(data)
+        self._chunkHandled()
 
     def stringReceived(self, payload: bytes) -> None:
         """Take one frame."""
-        if self._isRefused:
+        if self._isRefused or self._closing is not None:
             return
         try:
             messageType, userId, data = decodePayload(payload)
-            if messageType == MessageType.HEARTBEAT:
+            if messageType == MessageType.ERROR:
+                self._errorFrame(userId, *decodeError(data))
+            elif not self._isCounted and self._isAnswer(messageType, userId, data):
+                return
+            elif messageType == MessageType.HEARTBEAT:
                 self._heartbeatReceived(userId, data)
-            elif messageType == MessageType.ERROR:
-                self._errorFrame(*decodeError(data))
             else:
                 self._frameReceived(messageType, userId, data)
         except WireError as e:
@@ -178,11 +205,10 @@ class Connection(Int16StringReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Fail whatever waits for an answer."""
-        if self._timeout is not None and self._timeout.active():
-            self._timeout.cancel()
+        self._stopTimers()
         if self._heartbeats.running:
             self._heartbeats.stop()
-        why: ClientError = self._lastError or NotConnected(f"the connection was lost: {reason.getErrorMessage()}")
+        why: ClientError = self._lastError or _why(reason, self.transport)
         registering, self._registering = self._registering, None
         if registering is not None:
             registering.errback(Failure(why))
@@ -194,15 +220,55 @@ class Connection(Int16StringReceiver):
         for request in requests:
             request.answered.errback(Failure(why))
 
-    def _heartbeatReceived(self, userId: bytes, data: bytes) -> None:
+    def _isAnswer(self, messageType: int, userId: bytes, data: bytes) -> bool:
+        """Take what comes while we register; return whether it answers that, so that there is no more to it."""
+        if self.sessionId:  # directly behind that stands the server's count, if there is to be one
+            isCount = messageType == MessageType.ACK and not userId
+            self._counted(decodeU32(data) if isCount else None)
+            return isCount
+        if messageType == MessageType.HEARTBEAT:
+            self.sessionId = splitId(data)[0]
+            if self._askAfter is None:
+                self._counted(None)
+            elif self._askAfter:
+                self._timers.append(self._clock.callLater(self._askAfter, self._askForCount))
+            else:
+                self._askForCount()
+                self._registered()
+        elif messageType == MessageType.AUTH_RESPONSE:
+            if data[:1] == b"\1":
+                self.token = data[1:]
+            else:
+                self._lastError = ServerError(ErrorCode.BAD_CREDENTIAL, data[1:].decode("utf-8", "replace"))
+                self.disconnect()
+        else:
+            raise WireError(ErrorCode.BAD_REQUEST, "something came before the registration's answer")
+        return True
+
+    def _askForCount(self) -> None:
+        self.askFrame(MessageType.HEARTBEAT, b"").addErrback(lambda _: None)  # a loss is told by register()
+
+    def _counted(self, count: int | None) -> None:
+        self._isCounted = True
+        if self._registering is not None:
+            self._registered()
+        self._countReceived(count)
+
+    def _registered(self) -> None:
         registering, self._registering = self._registering, None
-        if registering is not None:
-            self.sessionId = data
-            assert self._timeout is not None
-            self._timeout.cancel()
-            self._heartbeats.start(HEARTBEAT_EVERY, now=False)
-            registering.callback(None)
-        elif userId:
+        assert registering is not None
+        self._stopTimers()
+        self._heartbeats.start(HEARTBEAT_EVERY, now=False)
+        registering.callback(None)
+
+    def _stopTimers(self) -> None:
+        timers, self._timers = self._timers, []
+        for timer in timers:
+            if timer.active():
+                timer.cancel()
+
+    def _heartbeatReceived(self, userId: bytes, data: bytes) -> None:
+        if userId:
             self.sendFrame(MessageType.HEARTBEAT, b"")  # the server asks whether we live
         elif self._requests and data == self._requests[0].number:
             request = self._requests.popleft()
@@ -211,14 +277,14 @@ class Connection(Int16StringReceiver):
             else:
                 request.answered.errback(Failure(request.error))
 
-    def _errorFrame(self, code: int, messageType: int, text: str) -> None:
+    def _errorFrame(self, userId: bytes, code: int, messageType: int, text: str) -> None:
         error = ServerError(code, text)
         if self._registering is not None or code in _CLOSING:
             self._lastError = error
         elif self._requests and self._requests[0].messageType == messageType and self._requests[0].error is None:
             self._requests[0].error = error
         else:
-            self._errorReceived(error)
+            self._errorReceived(error, messageType, userId)
 
     def _heartbeat(self) -> None:
         if self._clock.seconds() - self._heardAt >= DEAD_AFTER:
@@ -244,6 +310,20 @@ class Connection(Int16StringReceiver):
     def abort(self) -> None:
         """Drop the connection at once."""
         self.transport.abortConnection()
+
+
+def _why(reason: Failure, transport: IStreamTransport) -> ClientError:
+    """Return why a connection was lost, as this library says it."""
+    if reason.check("service_identity.exceptions.VerificationError"):
+        return TlsFailed("its certificate is for another name")
+    if reason.check("OpenSSL.SSL.Error"):
+        from wecompany.client.tls import explain
+
+        # OpenSSL says a list of (library, function, reason).
+        errors = reason.value.args[0] if reason.value is not None and reason.value.args else None
+        words = "; ".join(str(e[-1]) for e in errors) if isinstance(errors, list) else reason.getErrorMessage()
+        return TlsFailed(explain(transport.getHandle(), f"TLS failed: {words}"))  # type: ignore[attr-defined]
+    return NotConnected(f"the connection was lost: {reason.getErrorMessage()}")
 
 
 _CLOSING = {

@@ -20,6 +20,14 @@ class NotConnected(ClientError):
     """There is no connection now, or it was lost before the answer came."""
 
 
+class TlsFailed(NotConnected):
+    """The connection could not be made safe: most often, the server's certificate is not to be trusted."""
+
+
+class AccountRefused(ClientError):
+    """The server did not do what was asked for one's own account; the text is its reason."""
+
+
 class ServerError(ClientError):
     """
     The server answered with an ERROR.

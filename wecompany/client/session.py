@@ -5,6 +5,7 @@ A user's session with a server: it comes back by itself when the connection is l
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,12 +18,17 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from wecompany.client.accounts import Accounts, splitIds
 from wecompany.client.calls import Call, CallOutcome
-from wecompany.client.connection import Connection
+from wecompany.client.connection import ASK_AFTER, Connection
 from wecompany.client.errors import CallRejected, ClientError, NotConnected, ServerError
+from wecompany.client.presence import Presence, names
+from wecompany.client.texts import Texts
 from wecompany.client.transfers import RETRY_FIRST, IncomingFile, OutgoingFile, Progress, _noProgress
 from wecompany.wire import (
+    MAX_REASON,
     VIDEO_FLAG,
+    AccountOp,
     CancelCode,
     EndCode,
     ErrorCode,
@@ -30,9 +36,12 @@ from wecompany.wire import (
     FileOp,
     MessageType,
     PresenceOp,
+    RejectCode,
     WireError,
     checkUserId,
+    decodeOffset,
     decodeU32,
+    encodeFrame,
     encodeOffset,
     splitId,
     splitReason,
@@ -45,11 +54,11 @@ BACKOFF_MOST = 60.0
 MAX_INCOMING = 64
 """Files that are kept in mind: offered, on their way, or waiting for a lost sender."""
 
-MAX_LISTED = 1_000_000
-"""Users in one list from the server."""
-
 WATCH_AGAIN_AFTER = 10.0
 """Seconds until a subscription that the server found one too many is tried again."""
+
+MAX_CALLS_TOLD = 256
+"""Calls that rang here of which it is remembered, so that none of them is told as missed."""
 
 FINAL_ERRORS = {ErrorCode.BAD_CREDENTIAL, ErrorCode.ID_IN_USE, ErrorCode.FORBIDDEN, ErrorCode.REPLACED}
 """After these a client does not connect again by itself."""
@@ -63,7 +72,14 @@ def backoff(attempt: int) -> float:
 
 
 class ClientListener:
-    """What a L{Client} tells.  Derive from it; each method does nothing here."""
+    """
+    What a L{Client} tells.  Derive from it; each method does nothing here.
+
+    @cvar takesTexts: whether C{textReceived} is where texts end up.  If not, a server with a store keeps them for the
+        next time that this user registers.
+    """
+
+    takesTexts = True
 
     def connected(self) -> None:
         """The client has registered, for the first time or again."""
@@ -74,11 +90,23 @@ class ClientListener:
     def stopped(self, reason: ClientError) -> None:
         """The server does not want this client, so it does not come back by itself."""
 
-    def textReceived(self, fromUser: str, text: str) -> None:
-        """A text came; C{fromUser} is empty if it is the server's own."""
+    def textReceived(self, fromUser: str, text: str, sentAt: float | None) -> None:
+        """
+        A text came.  When this returns the text counts as taken.
+
+        @param fromUser: empty if it is the server's own.
+        @param sentAt: seconds since the epoch, of a text that had to wait; C{None} if it has just been sent.
+        """
 
     def callReceived(self, call: Call) -> None:
         """Somebody calls."""
+
+    def callMissed(self, caller: str, at: float) -> None:
+        """
+        Somebody called while this user was away.
+
+        @param at: seconds since the epoch.
+        """
 
     def fileOffered(self, file: IncomingFile) -> None:
         """Somebody offers a file."""
@@ -93,9 +121,16 @@ class ClientListener:
         """The server found fault with something that nobody waits for."""
 
 
+class _Nobody(ClientListener):
+    takesTexts = False
+
+
 class Client:
     """
     One user of a server.
+
+    Where the server has a store, texts are reliable: each is kept until the server has it, over as many connections as
+    that takes, and none is told twice.
 
     @ivar userId: who.
     @ivar isOnline: whether there is a registered connection.
@@ -117,26 +152,33 @@ class Client:
         """
         @param reactor: time, and the threads in which files are read and written.
         @param endpoint: where the server is.
-        @param listener: who is told what comes.
-        @param credential: what the server wants to see; nothing where it runs open.
+        @param listener: who is told what comes; without one, texts are left with a server that can keep them.
+        @param credential: what the server wants to see, such as the token that L{logIn<wecompany.client.logIn>}
+            gives; nothing where it runs open.
         @param runInThread: runs a blocking function elsewhere; in the reactor's threads if not given.
         """
         self._reactor: IReactorTime = reactor
         self.userId = userId
-        self._listener = listener or ClientListener()
+        self._listener = listener or _Nobody()
         self._credential = credential
         self._runInThread = runInThread or (lambda f, *a: deferToThreadPool(reactor, reactor.getThreadPool(), f, *a))
         self._endpoint = endpoint
+        self._signsUp = False
         self._isRunning = False
+        self._wasOnline = False
+        self._texts = Texts()
+        self._accounts = Accounts()
+        self._delayed: tuple[str, float] | None = None  # of which user the next text or missed call is how old
+        self._callsTold: deque[bytes] = deque(maxlen=MAX_CALLS_TOLD)
         self._trying: Deferred[Connection] | None = None
         self._stopWaiters: list[Deferred[None]] = []
         self._connection: Connection | None = None
         self._finalError: ClientError | None = None
         self._onlineWaiters: list[Deferred[None]] = []
-        self._watching = False
-        self._listing: Deferred[list[str]] | None = None
-        self._listed: list[tuple[str, bool]] = []
-        self._known: set[str] = set()
+        self._presence = Presence(
+            lambda op: self._ask(MessageType.PRESENCE, "", bytes((op,))),
+            lambda user, isOnline: self._tell(self._listener.presenceChanged, user, isOnline),
+        )
         self._dialling: tuple[str, Deferred[Call]] | None = None
         self._callFrames = 0
         self._abandoned = ""  # whom we called, when nobody waits for that call any more
@@ -162,23 +204,38 @@ class Client:
         if self._isRunning:
             return fail(ClientError("this client has been started"))
         self._finalError = None
+        self._wasOnline = False
         started: Deferred[None] = Deferred(self._startCancelled)
         self._isRunning = True
         Deferred.fromCoroutine(self._stayConnected(started)).addErrback(self._logFailure)  # a fault of ours, if any
         return started
+
+    def signUp(self) -> Deferred[bytes]:
+        """For L{signUp<wecompany.client.signUp>}: as L{start}, and make the account; fires with its first token."""
+        self._signsUp = True
+
+        def started(_: None) -> bytes:
+            return b"" if self._connection is None else self._connection.token
+
+        return self.start().addCallback(started)
 
     def _startCancelled(self, started: Deferred[None]) -> None:
         started.errback(Failure(CancelledError()))
         self.stop()
 
     def stop(self) -> Deferred[None]:
-        """Disconnect and stay so; fires when that is done.  Transfers and calls that were under way fail."""
+        """
+        Disconnect and stay so; fires when that is done.
+
+        Transfers and calls that were under way fail, and so do texts that the server has not acknowledged.
+        """
         if not self._isRunning:
             return succeed(None)
         self._finalError = self._finalError or NotConnected("this client has stopped")
         stopped: Deferred[None] = Deferred()
         self._stopWaiters.append(stopped)
         if self._connection is not None:
+            self._acknowledge()
             self._connection.disconnect()
         elif self._trying is not None:
             self._trying.cancel()
@@ -222,17 +279,27 @@ class Client:
             await self.sleep(backoff(attempt))
         connection = cast(Connection, await self._endpoint.connect(Factory.forProtocol(self._makeConnection)))
         try:
-            await connection.register()
+            await self._register(connection)
         except Exception:
             connection.abort()
             raise
         return connection
+
+    def _register(self, connection: Connection) -> Deferred[None]:
+        if self._signsUp:
+            return connection.register(MessageType.SIGNUP, self._credential)
+        data = self._texts.registration() + self._credential
+        # The counts of the session before are lost to us if we say anything before we have the server's.
+        return connection.register(MessageType.ACK, data, ASK_AFTER if self._texts.isReliable else 0)
 
     def _over(self) -> None:
         """The client has stopped."""
         self._isRunning = False
         error = self._finalError
         assert error is not None
+        unknown = NotConnected(f"{error}; it is not known whether the server has this text")
+        unknown.__cause__ = error
+        self._texts.fail(unknown)
         waiters, self._onlineWaiters = self._onlineWaiters, []
         for waiter in waiters:
             waiter.errback(Failure(error))
@@ -257,32 +324,45 @@ class Client:
         return Connection(
             self._reactor,
             self.userId.encode(),
-            self._credential,
             self._frameReceived,
-            lambda error: self._tell(self._listener.errorReceived, error),
+            self._errorReceived,
+            self._countReceived,
+            self._acknowledge,
         )
 
     def _registered(self, connection: Connection) -> None:
         self._connection = connection
+        self._wasOnline = True
+        self._delayed = None
+        self._texts.registered()
         waiters, self._onlineWaiters = self._onlineWaiters, []
-        if self._watching:
+        if self._presence.isWatched:
             self._watchAgain()
         self._checkCall(connection)
         self._tell(self._listener.connected)
         for waiter in waiters:
             waiter.callback(None)
 
+    def _countReceived(self, count: int | None) -> None:
+        """It is known how texts are sent in this session, and what is to be sent again."""
+        connection = self._connection
+        if connection is None:
+            return
+        for text in self._texts.begun(connection.sessionId, count, connection.transport.write):
+            asked = connection.askFrame(MessageType.TEXT, text.frame)
+            asked.addCallbacks(text.stored.callback, text.stored.errback)
+
     def _connectionLost(self, reason: ClientError) -> None:
         self._connection = None
+        self._texts.lost()
+        self._accounts.lost(reason)
         if isinstance(reason, ServerError) and reason.code in FINAL_ERRORS:
             self._finalError = self._finalError or reason
         if self._dialling is not None:
             self._abandoned, dialled = self._dialling
             self._dialling = None
             dialled.errback(Failure(reason))
-        listing, self._listing = self._listing, None
-        if listing is not None:
-            listing.errback(Failure(reason))
+        self._presence.lost(reason)
         for outgoing in list(self._outgoing.values()):
             outgoing.connectionLost()
         for incoming in list(self._incoming.values()):
@@ -309,18 +389,39 @@ class Client:
         """
         Send a text to a user, or to everyone where C{to} is empty.
 
-        @return: fires when the server has passed it on; fails with L{ServerError} if it did not, and with
-            L{NotConnected}, or the ERROR with which the server ended the connection, if that is not known.
+        Where the server has a store, a text that is sent while the connection is lost waits for the next one, up to
+        L{MAX_WAITING<wecompany.client.texts.MAX_WAITING>} of them.
+
+        @return: fires when the server has it in its store, or, where it has none, has passed it on; fails with
+            L{ServerError} if it did not, and with L{NotConnected}, or the ERROR with which the server ended the
+            connection, if that is not known.
         """
         try:
             data = text.encode()
         except UnicodeEncodeError as e:
             return fail(ClientError(f"this is no text: {e}"))
-        return self._ask(MessageType.TEXT, to, data)
+        if self._texts.isReliable is False or not self._wasOnline or self._finalError is not None:
+            return self._ask(MessageType.TEXT, to, data)
+        try:
+            userId = _encodeUser(to)
+            frame = encodeFrame(MessageType.TEXT, userId, data)
+        except WireError as e:
+            return fail(ServerError(e.code, e.text))
+        return self._texts.add(userId, frame, isBounded=self._connection is None)
+
+    def _acknowledge(self) -> None:
+        """Tell the server what we have taken, once for all that came together."""
+        data = self._texts.acknowledgement()
+        if data and self._connection is not None:
+            self._connection.sendFrame(MessageType.ACK, b"", data)
 
     def users(self) -> Deferred[list[str]]:
         """Return a Deferred that fires with the other users online."""
-        return self._list(PresenceOp.LIST)
+        return self._presence.fetch(PresenceOp.LIST).addCallback(names)
+
+    def allUsers(self) -> Deferred[list[tuple[str, bool]]]:
+        """Return a Deferred that fires with every user whom the server knows, and whether that one is online."""
+        return self._presence.fetch(PresenceOp.LIST_ALL)
 
     def watch(self) -> Deferred[list[str]]:
         """
@@ -328,67 +429,64 @@ class Client:
 
         @return: as L{users}.
         """
-        self._watching = True
-        return self._list(PresenceOp.SUBSCRIBE).addCallback(self._nowOnline)
-
-    def _nowOnline(self, users: list[str]) -> list[str]:
-        """Remember who is online."""
-        self._known = set(users)
-        return users
+        return self._presence.watch()
 
     def _watchAgain(self) -> None:
         """Over a new connection, subscribe again and tell what has changed meanwhile."""
         if not self.isOnline:
             return
 
-        def tellChanges(users: list[str]) -> None:
-            before, self._known = self._known, set(users)
-            for user in sorted(before ^ self._known):
-                self._tell(self._listener.presenceChanged, user, user in self._known)
-
         def tooOften(failure: Failure) -> None:
             failure.trap(ServerError)
             self._reactor.callLater(WATCH_AGAIN_AFTER, self._watchAgain)
 
-        self._list(PresenceOp.SUBSCRIBE).addCallbacks(tellChanges, tooOften).addErrback(self._logFailure)
+        self._presence.watchAgain().addErrback(tooOften).addErrback(self._logFailure)
 
-    def _list(self, op: PresenceOp) -> Deferred[list[str]]:
-        if self._listing is not None:
-            return fail(ClientError("a list is on its way"))
-        listing: Deferred[list[str]] = Deferred()
-        self._listing = listing
-        self._listed = []
+    # -- the account
 
-        def failed(failure: Failure) -> None:
-            if self._listing is listing:
-                self._listing = None
-                for user, isOnline in self._listed:
-                    self._presenceChanged(user, isOnline)
-                listing.errback(failure)
+    def logOut(self, token: bytes | None = None) -> Deferred[None]:
+        """
+        Revoke a token, or all of this user's if none is given; the connection stays.
 
-        self._ask(MessageType.PRESENCE, "", bytes((op,))).addErrback(failed)
-        return listing
+        @return: fires when that is done; fails with L{AccountRefused}, L{ServerError} or L{NotConnected}, as everything
+            about the account does.
+        """
+        return self._command("", AccountOp.LOG_OUT, token or b"").addCallback(_nothing)
 
-    def _presence(self, userId: str, data: bytes) -> None:
-        if userId:
-            isOnline = data == b"\1"
-            if self._listing is None:
-                self._presenceChanged(userId, isOnline)
-            elif len(self._listed) < MAX_LISTED:
-                self._listed.append((userId, isOnline))
-            return
-        count = decodeU32(data)
-        listing, self._listing = self._listing, None
-        if listing is not None:
-            first = max(0, len(self._listed) - count)
-            before, self._listed = self._listed[:first], self._listed[first:]
-            for user, isOnline in before:
-                self._presenceChanged(user, isOnline)
-            listing.callback([user for user, _ in self._listed])
+    def changePassword(self, old: str, new: str) -> Deferred[None]:
+        """Change this user's password; all of its tokens are revoked."""
+        before = old.encode()
+        if len(before) > MAX_REASON:
+            return fail(ClientError(f"a password has at most {MAX_REASON} bytes"))
+        data = len(before).to_bytes(2, "big") + before + new.encode()
+        return self._command("", AccountOp.CHANGE_PASSWORD, data).addCallback(_nothing)
 
-    def _presenceChanged(self, userId: str, isOnline: bool) -> None:
-        (self._known.add if isOnline else self._known.discard)(userId)
-        self._tell(self._listener.presenceChanged, userId, isOnline)
+    def block(self, user: str) -> Deferred[None]:
+        """Let no text, call or file of C{user} through to this user."""
+        return self._command(user, AccountOp.BLOCK).addCallback(_nothing)
+
+    def unblock(self, user: str) -> Deferred[None]:
+        """Let C{user} through again."""
+        return self._command(user, AccountOp.UNBLOCK).addCallback(_nothing)
+
+    def blocked(self) -> Deferred[list[str]]:
+        """Return a Deferred that fires with all whom this user blocks."""
+        return self._command("", AccountOp.LIST_BLOCKED).addCallback(splitIds)
+
+    def newToken(self) -> Deferred[bytes]:
+        """For L{logIn<wecompany.client.logIn>}: fires with a new token."""
+        return self._command("", AccountOp.NEW_TOKEN)
+
+    def _command(self, whom: str, op: AccountOp, data: bytes = b"") -> Deferred[bytes]:
+        connection = self._connection
+        if connection is None:
+            return fail(self._finalError or NotConnected("there is no connection now"))
+        try:
+            userId = _encodeUser(whom)
+            frame = encodeFrame(MessageType.LOGIN, userId, bytes((op,)) + data)
+        except WireError as e:
+            return fail(ServerError(e.code, e.text))
+        return self._accounts.ask(lambda: connection.transport.write(frame))
 
     # -- calls
 
@@ -441,6 +539,7 @@ class Client:
     def _callFrame(self, messageType: int, peer: str, data: bytes) -> None:
         callId, rest = splitId(data)
         current = self.currentCall
+        delay = self._takeDelay(peer) if messageType == MessageType.CALL_REJECT else None
         isCurrent = current is not None and current.callId == callId.hex()
         self._callFrames += isCurrent
         if messageType == MessageType.CALL_REQUEST:
@@ -459,7 +558,11 @@ class Client:
         else:
             code, text = splitReason(rest)
             rejected = messageType == MessageType.CALL_REJECT
-            if isCurrent:
+            if delay is not None and not isCurrent:
+                if rejected and code == RejectCode.NO_ANSWER and callId not in self._callsTold:
+                    self._callsTold.append(callId)
+                    self._tell(self._listener.callMissed, peer, delay)
+            elif isCurrent:
                 self._callOver(CallOutcome(rejected, code, text.decode("utf-8", "replace")))
             elif rejected and self._dialling is not None and self._dialling[0] == peer:
                 _, dialled = self._dialling
@@ -481,6 +584,7 @@ class Client:
             self._dialling = None
             dialling[1].callback(call)
         else:
+            self._callsTold.append(callId)
             self._tell(self._listener.callReceived, call)
 
     def _callOver(self, outcome: CallOutcome) -> None:
@@ -632,13 +736,22 @@ class Client:
         if self._connection is None:
             return fail(self._finalError or NotConnected("there is no connection now"))
         try:
-            userId = to.encode()
-            if to:
-                checkUserId(userId)
-        except (WireError, UnicodeEncodeError) as e:
-            text = e.text if isinstance(e, WireError) else "a user ID is UTF-8"
-            return fail(ServerError(ErrorCode.BAD_REQUEST, text))
+            userId = _encodeUser(to)
+        except WireError as e:
+            return fail(ServerError(e.code, e.text))
         return self._connection.ask(messageType, userId, data)
+
+    def _takeDelay(self, user: str) -> float | None:
+        """Return since when what comes from C{user} now had to wait."""
+        delayed, self._delayed = self._delayed, None
+        return delayed[1] if delayed is not None and delayed[0] == user else None
+
+    def _errorReceived(self, error: ServerError, messageType: int, userId: bytes) -> None:
+        isAnswer = (messageType == MessageType.TEXT and self._texts.refused(userId, error)) or (
+            messageType == MessageType.LOGIN and self._accounts.refused(error)
+        )
+        if not isAnswer:
+            self._tell(self._listener.errorReceived, error)
 
     def _frameReceived(self, messageType: int, userId: bytes, data: bytes) -> None:
         user = userId.decode("utf-8", "replace")
@@ -647,14 +760,41 @@ class Client:
             if call is not None and call.peer == user:
                 self._tell(call.mediaReceived, data)
         elif messageType == MessageType.TEXT:
-            self._tell(self._listener.textReceived, user, data.decode("utf-8", "replace"))
+            if self._listener.takesTexts:
+                self._texts.took()
+            self._tell(self._listener.textReceived, user, data.decode("utf-8", "replace"), self._takeDelay(user))
+        elif messageType == MessageType.DELAY:
+            self._delayed = user, decodeOffset(data) / 1000
+        elif messageType == MessageType.ACK and self._texts.isReliable:
+            self._texts.acknowledged(decodeU32(data))
+        elif messageType == MessageType.AUTH_RESPONSE:
+            self._accounts.answered(data)
         elif messageType == MessageType.FILE:
             self._fileFrame(user, data)
         elif messageType == MessageType.PRESENCE:
-            self._presence(user, data)
+            self._presence.received(user, data)
         elif messageType in _CALL_TYPES:
             self._callFrame(messageType, user, data)
         # Other types are of servers that can do more than this client.
+
+
+def _encodeUser(user: str) -> bytes:
+    """
+    Return a user ID as it stands on the wire; empty for the server.
+
+    @raise WireError: badRequest, if it is none.
+    """
+    try:
+        userId = user.encode()
+    except UnicodeEncodeError:
+        raise WireError(ErrorCode.BAD_REQUEST, "a user ID is UTF-8") from None
+    if userId:
+        checkUserId(userId)
+    return userId
+
+
+def _nothing(_: object) -> None:
+    """Whatever the server says, it has done it."""
 
 
 _CALL_TYPES = {
