@@ -519,15 +519,14 @@ class LimitTests(DatabaseTestCase):
         for i in range(5):
             self.keep(b"user1", bytes(65_000))
 
-    def test_refusedCountsNothing(self) -> None:
-        """A text that is refused leaves no gap, and its sender's session counts it only when it is answered."""
+    def test_refusedIsCounted(self) -> None:
+        """A text that is refused leaves no gap, and its sender's session counts it: it is answered with that."""
         self.restart(queuedTexts=1)
         self.register(b"alice", b"bob")
         self.begin(b"S", name=b"alice")
         self.keep(b"bob", b"0", b"S", 1)
-        self.assertRaises(QueueFull, self.keep, b"bob", b"1", b"S", 2)
-        self.assertEqual(self.row("SELECT taken FROM session"), (1,))
-        self.do(self.database.answered, b"S", 2)
+        (result,) = self.database.run([(self.database.keep, (b"bob", b"alice", 0, b"1", b"S", 2))]).results
+        self.assertIsInstance(result, QueueFull)
         self.assertEqual(self.row("SELECT taken FROM session"), (2,))
         self.assertEqual(self.texts(b"bob"), [b"0"])
 

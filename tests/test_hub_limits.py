@@ -152,7 +152,6 @@ class ConnectionTests(LimitsScene):
         for client in clients:
             client.drop()
         self.assertEqual((len(server.factory._ofAddress), len(server.factory._unregisteredOfAddress)), (0, 0))
-        self.assertFalse(server.factory._addressKeys)
 
 
 class TextRateTests(LimitsScene):

@@ -832,6 +832,9 @@ class Database:
 
     def keep(self, receiver: bytes, sender: bytes, sentAt: int, data: bytes, session: bytes, taken: int) -> int:
         """See L{IStore.keep<wecompany.interfaces.IStore.keep>}; C{sentAt} is in milliseconds since the epoch."""
+        if session:
+            # Also if it is refused: with that it has been answered.
+            self._pending.counts[session] = taken
         user = self._ids.get(receiver) or self._get(receiver)
         queue = self._queue(user)
         size = len(data)
@@ -841,8 +844,6 @@ class Database:
         queue.size += size
         self._used += size + TEXT_OVERHEAD
         self._pending.texts += (user, number, sender, sentAt, data)
-        if session:
-            self._pending.counts[session] = taken
         return number
 
     def _checkRoom(self, user: int, queue: Queue, size: int) -> None:

@@ -59,6 +59,9 @@ DELAYED_AFTER = 1.0
 MAX_STORING = 262_144
 """Bytes that may wait for a commit for one sender; then it is not read until half of that is done."""
 
+OVERHEAD = 64
+"""Bytes that each text counts for beside its own."""
+
 MAX_STORING_IN_ALL = 32 * 1_048_576
 """Bytes that may wait for a commit for all; then no sender is read who has anything waiting."""
 
@@ -169,6 +172,11 @@ class Delivery:
         self._pump(mailbox)
         self._settle(mailbox)
 
+    def neverBegun(self, userId: bytes, session: Session, begun: Begun) -> None:
+        """Whoever wanted that session has left before it began."""
+        self._store.sessionLost(session.digest)
+        self._missAgain(userId, begun.waiting)
+
     def heardFrom(self, session: Session) -> None:
         """Something has come from a reliable session: its client knows that it has begun."""
         self._store.sessionUsed(session.digest)
@@ -228,37 +236,46 @@ class Delivery:
         session = None
         if connection is not None:
             session = connection.session
-            connection.storing += len(data) + 64
-            if connection.storing > MAX_STORING or self._store.pendingBytes > MAX_STORING_IN_ALL:
-                self._held.add(connection)
-                connection.hold(HELD)
+            self._stores(connection, len(data) + OVERHEAD)
         digest, taken = (session.digest, session.received) if session is not None else (b"", 0)
         kept = partial(self._kept, connection, mailbox, taken, sender, receiver, data)
         self._store.keep(receiver, sender, data, digest, taken, kept)
 
     def refuse(self, connection: IConnection, error: WireError, receiver: bytes) -> None:
         """Answer a text of a reliable session with an ERROR, in its turn."""
-        session = connection.session
-        assert session is not None
-        self._store.answered(
-            session.digest, session.received, partial(self._refused, connection, session.received, error, receiver)
-        )
+        self._countText(connection, partial(self._refused, connection, error, receiver))
 
     def afterCommit(self, connection: IConnection, f: Callable[[], None]) -> None:
         """Count a text of a reliable session that is not kept, and then call C{f}."""
-        session = connection.session
-        assert session is not None
 
-        def done(result: StoreProblem | None) -> None:
+        def counted(taken: int, result: StoreProblem | None) -> None:
             if result is None:
                 self._taken(connection, taken)
-                self._turn.isOpen = True
                 f()
             else:
-                self._refused(connection, taken, WireError(ErrorCode.OVERLOADED, str(result)), b"", None)
+                self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), b"", taken, None)
 
+        self._countText(connection, counted)
+
+    def _countText(self, connection: IConnection, counted: Callable[[int, StoreProblem | None], None]) -> None:
+        session = connection.session
+        assert session is not None
         taken = session.received
+
+        def done(result: StoreProblem | None) -> None:
+            connection.storing -= OVERHEAD
+            self._turn.isOpen = True
+            counted(taken, result)
+
+        self._stores(connection, OVERHEAD)
         self._store.answered(session.digest, taken, done)
+
+    def _stores(self, connection: IConnection, size: int) -> None:
+        """So much more of this sender waits for a commit: if it is too much, read no more for now."""
+        connection.storing += size
+        if connection.storing > MAX_STORING or self._store.pendingBytes > MAX_STORING_IN_ALL:
+            self._held.add(connection)
+            connection.hold(HELD)
 
     # -- from receivers
 
@@ -299,6 +316,8 @@ class Delivery:
 
     def _waits(self, mailbox: Mailbox, result: Waiting | StoreProblem) -> None:
         if mailbox not in self._asked:
+            if isinstance(result, Waiting):
+                self._missAgain(mailbox.connection.userId, result)
             return
         if isinstance(result, StoreProblem):
             self._count("store: could not be read")
@@ -306,6 +325,11 @@ class Delivery:
             return
         self._asked.remove(mailbox)
         self.begin(mailbox.connection, result)
+
+    def _missAgain(self, userId: bytes, waiting: Waiting) -> None:
+        """Nobody is there to be told what was missed: that is for the next time."""
+        for call in waiting.missedCalls:
+            self._store.missedCall(userId, call)
 
     def _askAgain(self, mailbox: Mailbox) -> None:
         if mailbox in self._asked:
@@ -326,9 +350,9 @@ class Delivery:
         if awaiting is not None:
             awaiting.storing -= 1
         if connection is not None:
-            connection.storing -= len(data) + 64
+            connection.storing -= len(data) + OVERHEAD
             if isinstance(result, StoreProblem):
-                self._refused(connection, taken, WireError(ErrorCode.OVERLOADED, str(result)), receiver, None)
+                self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), receiver, taken, None)
             elif taken:
                 self._taken(connection, taken)
         if isinstance(result, StoreProblem):
@@ -345,7 +369,7 @@ class Delivery:
         self._toAcknowledge.add(connection)
 
     def _refused(
-        self, connection: IConnection, taken: int, error: WireError, receiver: bytes, result: StoreProblem | None
+        self, connection: IConnection, error: WireError, receiver: bytes, taken: int, result: StoreProblem | None
     ) -> None:
         """Send an ERROR.  If the store could not count it either, it does so with the next one that it takes."""
         self._turn.isOpen = True

@@ -97,6 +97,7 @@ class IConnection(Interface):
     userId = Attribute("bytes: who registered here; empty before that.")
     tag = Attribute("bytes: the user ID as every relayed frame of this user has it.")
     address = Attribute("str: the client's IP address, or what stands for it; empty while that is not known.")
+    countedAs = Attribute("str: the address as the hub counts its connections; empty if this one is not counted.")
     session = Attribute("Session | None: where its texts are counted, if it registered with reliable delivery.")
     isDirect = Attribute("bool: whether a text for this client needs no detour through the store.")
     isClosed = Attribute("bool: whether its last word is said.")

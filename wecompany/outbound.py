@@ -116,15 +116,16 @@ class Outbound:
         self._cleared = cleared
         self._batch: list[bytes] = []
         self._socket: Any = transport
-        self._layers: list[Any] = []
+        self._layers: tuple[Any, ...] = ()
         while hasattr(self._socket, "transport"):  # TLS and the like wrap one around another
-            self._layers.append(self._socket)
+            self._layers += (self._socket,)
             self._socket = self._socket.transport
         # Whether the transport pauses its producer whenever it could not send everything: then it need not be asked.
         self._pausesAtOnce = not self._layers and getattr(self._socket, "pausesAtOnce", False)
-        self._handed: list[bytes] = []
+        # Most receivers never wait, so these cost nothing until then.
+        self._handed: tuple[bytes, ...] = ()
         self._handedSize = 0
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[bytes] | tuple[()] = ()
         self.size = 0
         self._paused = False
         self._overflowed = False
@@ -143,7 +144,9 @@ class Outbound:
             self._batch.append(frames)
         elif not self._overflowed and self.size + len(frames) <= MAX_WAITING:
             self._grow(len(frames))
-            if self._waiting and len(self._waiting[-1]) < MERGE:
+            if not self._waiting:
+                self._waiting = deque((frames,))
+            elif len(self._waiting[-1]) < MERGE:
                 self._waiting[-1] += frames
             else:
                 self._waiting.append(frames)
@@ -178,7 +181,7 @@ class Outbound:
         texts = _splitTexts(b"".join((*self._waiting, *self._batch)), 0, others)
         self.clear()
         if others:
-            self._waiting.append(b"".join(others))
+            self._waiting = deque((b"".join(others),))
             self._grow(len(self._waiting[0]))
         return texts
 
@@ -209,7 +212,7 @@ class Outbound:
     def clear(self) -> None:
         """Drop what waits."""
         self._batch.clear()
-        self._waiting.clear()
+        self._waiting = ()
         self._grow(-self.size)
 
     def pauseProducing(self) -> None:
@@ -243,14 +246,15 @@ class Outbound:
         self._transport.write(data)
         if self._paused or not self._pausesAtOnce:
             # What it could not send is remembered until it has: see handedTexts.
-            self._handed.append(data)
+            self._handed += (data,)
             self._handedSize += len(data)
             self._forgetSent()
 
     def _forgetSent(self) -> None:
         unsent = self._unsent()
         while self._handed and self._handedSize - len(self._handed[0]) >= unsent:
-            self._handedSize -= len(self._handed.pop(0))
+            self._handedSize -= len(self._handed[0])
+            self._handed = self._handed[1:]
 
     def _unsent(self) -> int:
         """Return how many bytes the transport has that the kernel has not taken: with TLS, rather too many."""

@@ -85,6 +85,35 @@ class WeCompanyProtocol(Protocol):
     The frames are those of Twisted's C{Int16StringReceiver}; a whole chunk of them is taken in one loop.
     """
 
+    # There may be many thousands of these, mostly idle.
+    __slots__ = (
+        "_clock",
+        "_deadline",
+        "_firstType",
+        "_heard",
+        "_heardAt",
+        "_holds",
+        "_isTaking",
+        "_outbound",
+        "_phase",
+        "_probed",
+        "_sessions",
+        "_turn",
+        "_unparsed",
+        "address",
+        "connected",
+        "countedAs",
+        "factory",
+        "isDirect",
+        "mediaLeft",
+        "session",
+        "storing",
+        "tag",
+        "textsLeft",
+        "transport",
+        "userId",
+    )
+
     factory: IHub
     transport: IStreamTransport
 
@@ -99,6 +128,7 @@ class WeCompanyProtocol(Protocol):
         self._phase = _Phase.NEW
         self._firstType = NO_TYPE
         self.address = ""
+        self.countedAs = ""
         self.session: Session | None = None
         self.isDirect = True
         self.textsLeft = self.mediaLeft = self.storing = 0

@@ -213,7 +213,6 @@ class WeCompanyFactory(Factory):
         self._mediaBytes = limits.rate("media", reactor)
         self._ofAddress = AddressCounts()
         self._unregisteredOfAddress = AddressCounts()
-        self._addressKeys: dict[IConnection, str] = {}
         self._unregistered: set[IConnection] = set()
         self._observers: list[IServerObserver] = list(observers)
         self._connections: set[IConnection] = set()
@@ -442,7 +441,7 @@ class WeCompanyFactory(Factory):
 
     def addressKnown(self, connection: IConnection) -> None:
         """See L{IHub.addressKnown}."""
-        key = addressKey(connection.address)
+        key = sys.intern(addressKey(connection.address))
         most, mostUnregistered = self._limits["address-connections"].value, self._limits["unregistered"].value
         if self._connectionRate is not None and not self._connectionRate.allow(key.encode()):
             self._turnAway(connection, "connection-rate", "too many new connections from your address: wait a moment")
@@ -453,7 +452,7 @@ class WeCompanyFactory(Factory):
                 connection, "unregistered", f"{mostUnregistered} connections of your address have not registered yet"
             )
         else:
-            self._addressKeys[connection] = key
+            connection.countedAs = key
             self._unregistered.add(connection)
             self._ofAddress.add(key)
             self._unregisteredOfAddress.add(key)
@@ -464,9 +463,8 @@ class WeCompanyFactory(Factory):
         if self._delivery is not None and connection.tag:
             self._delivery.lost(connection)
         self._isRegistered(connection)
-        key = self._addressKeys.pop(connection, None)
-        if key is not None:
-            self._ofAddress.remove(key)
+        if connection.countedAs:
+            self._ofAddress.remove(connection.countedAs)
         self._connections.discard(connection)
         self._refused.discard(connection)
         self._isEmpty()
@@ -534,8 +532,10 @@ class WeCompanyFactory(Factory):
 
     def _begun(self, newcomer: _Newcomer, sessionId: bytes, result: Begun | StoreProblem) -> None:
         userId = newcomer.userId
-        if self._entering.get(userId) is not newcomer:
-            return  # it has left, or been replaced
+        if self._entering.get(userId) is not newcomer:  # it has left, or been replaced
+            if isinstance(result, Begun) and self._delivery is not None and newcomer.session is not None:
+                self._delivery.neverBegun(userId, newcomer.session, result)
+            return
         if isinstance(result, StoreProblem):
             newcomer.connection.close(ErrorCode.OVERLOADED, str(result))
         else:
@@ -565,7 +565,7 @@ class WeCompanyFactory(Factory):
         """This connection does not count among the unregistered ones any more."""
         if connection in self._unregistered:
             self._unregistered.remove(connection)
-            self._unregisteredOfAddress.remove(self._addressKeys[connection])
+            self._unregisteredOfAddress.remove(connection.countedAs)
 
     def _turnAway(self, connection: IConnection, limit: str, text: str) -> None:
         self.count(f"limits hit: {limit}")
