@@ -55,3 +55,49 @@ class BenchTests(SynchronousTestCase):
         self.assertEqual((ended.returncode, ended.stdout), (1, ""))
         self.assertIn("Connection refused", ended.stderr)
         self.assertNotIn("Traceback", ended.stderr)
+
+
+class ReliableTests(SynchronousTestCase):
+    """C{python -m benchmarks.reliable}."""
+
+    if not platform.isLinux():
+        skip = "the benchmark reads /proc and waits with epoll"
+
+    def bench(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run it."""
+        command = [sys.executable, "-m", "benchmarks.reliable", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+    def test_measuresAllParts(self) -> None:
+        """With --json it prints one object with every figure, and says on stderr how far it is."""
+        ended = self.bench(
+            *("--seconds", "0.1", "--pairs", "2", "--window", "5", "--size", "20"),
+            *("--at-once", "3", "--waiting", "250", "--json"),
+        )
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        figures = json.loads(ended.stdout)
+        texts, logins, start = figures["texts"], figures["logins"], figures["start"]
+        self.assertEqual((texts["pairs"], texts["window"], texts["bytesEach"], texts["lost"]), (2, 5, 20, 0))
+        self.assertEqual(logins["atOnce"], 3)
+        self.assertEqual(start["texts"], 250)
+        for name in ("texts", "textsPerSecond", "p50Micros", "loadPercent"):
+            self.assertGreater(texts[name], 0, name)
+        for name in ("logins", "loginsPerSecond", "p50Micros", "loadPercent"):
+            self.assertGreater(logins[name], 0, name)
+        for part in (texts, logins):
+            self.assertGreaterEqual(part["p99Micros"], part["p50Micros"])
+            self.assertGreaterEqual(part["cpuMicros"], 0)
+        for name in ("emptySeconds", "fullSeconds"):
+            self.assertGreater(start[name], 0, name)
+        for part in (texts, logins, start):
+            self.assertGreaterEqual(part["stealPercent"], 0)
+        for part in ("texts", "logins", "start"):
+            self.assertIn(f"{part}: ", ended.stderr)
+
+    def test_printsATable(self) -> None:
+        """Without --json it prints a table of what was asked for."""
+        ended = self.bench("--part", "texts", "--seconds", "0.1", "--pairs", "1", "--window", "1")
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        self.assertIn("CPU µs/text", ended.stdout)
+        self.assertNotIn("log-ins", ended.stdout)
+        self.assertNotIn("waiting", ended.stdout)

@@ -11,9 +11,20 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from wecompany.interfaces import CallSession, IServerObserver
+from wecompany.limits import Limits
+from wecompany.protocol import MAX_FRAMES
 from wecompany.server import ServerObserver
 from wecompany.testing import FakeClient, MemoryServer, Message
-from wecompany.wire import NO_TYPE, ErrorCode, FileOffer, FileOp, MessageType, WireError, decodeError
+from wecompany.wire import (
+    NO_TYPE,
+    ErrorCode,
+    FileOffer,
+    FileOp,
+    MessageType,
+    WireError,
+    decodeError,
+    encodeFrame,
+)
 
 TEXT = MessageType.TEXT
 HEARTBEAT = MessageType.HEARTBEAT
@@ -305,6 +316,32 @@ class Faulty:
             raise ZeroDivisionError(name)
 
         return fail
+
+
+class ShareTests(SynchronousTestCase):
+    """How much of one client is taken at a time."""
+
+    def test_share(self) -> None:
+        """Of many frames in one chunk some are taken before others get their turn, and then the rest, in order."""
+        for n in (MAX_FRAMES, 10 * MAX_FRAMES + 7):
+            server = MemoryServer(limits=Limits.none())
+            flood, alice, bob = server.login("flood"), server.login("alice"), server.login("bob")
+            texts = [b"%05d" % i for i in range(n)]
+            flood.transport.write(b"".join(encodeFrame(TEXT, b"bob", text) for text in texts))
+            alice.transport.write(encodeFrame(TEXT, b"bob", b"hello"))
+            received = [m.data for m in bob.received()]
+            self.assertEqual(received.index(b"hello"), MAX_FRAMES)
+            received.remove(b"hello")
+            self.assertEqual(received, texts)
+
+    def test_bad(self) -> None:
+        """Each of many bad frames is answered, and what follows them is taken."""
+        server = MemoryServer(limits=Limits.none())
+        alice = server.login("alice")
+        alice.sendBytes(encodeFrame(200, b"") * (3 * MAX_FRAMES) + encodeFrame(MessageType.HEARTBEAT, b"", b"x"))
+        *errors, last = alice.received()
+        self.assertEqual({m.type for m in errors}, {MessageType.ERROR})
+        self.assertEqual((len(errors), last), (3 * MAX_FRAMES, Message(MessageType.HEARTBEAT, "", b"x")))
 
 
 class ObserverTests(MessageTestCase):

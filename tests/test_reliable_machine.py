@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -227,6 +227,15 @@ class ReliableMachine(RuleBasedStateMachine):
         self.serial = 0
         self.fresh = dict.fromkeys(RELIABLE, 0)
         self.wasKilled = False
+        self.doubtful: set[bytes] = set()
+
+    @invariant()
+    def doubt(self) -> None:
+        """What is under way while the disk is full may be refused; if that ERROR is lost, its sender cannot know."""
+        if self.server.isFull:
+            for device in (*self.reliable, self.other):
+                self.doubtful.update(data for _, data in device.pending)
+            self.doubtful.update(data for _, data in self.plain.sent)
 
     @initialize()
     def begin(self) -> None:
@@ -270,7 +279,7 @@ class ReliableMachine(RuleBasedStateMachine):
             self.serial += 1
             device.write((*RELIABLE, PLAIN)[to], b"%d " % self.serial + bytes(size), isLost)
         if isLost:
-            device.hangUp()
+            self.cut(who, False)
 
     @rule(who=people, most=st.sampled_from((1, 2, 1_000)))
     def read(self, who: int, most: int) -> None:
@@ -292,8 +301,12 @@ class ReliableMachine(RuleBasedStateMachine):
             (client.resumeReading if isReading else client.pauseReading)()
 
     @rule(who=people, hasRead=st.booleans())
+    def hangUp(self, who: int, hasRead: bool) -> None:
+        """A connection breaks."""
+        self.cut(who, hasRead)
+
     def cut(self, who: int, hasRead: bool) -> None:
-        """A connection breaks: what was not read of a reliable one is lost."""
+        """What was not read of a reliable connection is lost with it; a plain client has what its kernel has."""
         device = self.device(who)
         if hasRead or device is self.plain:
             device.read()
@@ -408,9 +421,9 @@ class ReliableMachine(RuleBasedStateMachine):
                 assert mayRepeat or numbers == sorted(numbers), f"{device.name} got something in the wrong order"
         for sender in self.devices():
             for receiver, data in sender.sent:
-                isSafe = data in sender.acknowledged
+                isSafe = data in sender.acknowledged - self.doubtful
                 if sender is self.plain:
-                    isSafe = not (self.wasKilled or sender.refused)
+                    isSafe = not (self.wasKilled or sender.refused or data in self.doubtful)
                 if isSafe:
                     isThere = any((sender.name, data) in device.inbox for device in everywhere[receiver])
                     assert isThere, f"{data[:20]!r} from {sender.name} to {receiver} is lost"

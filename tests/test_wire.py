@@ -55,6 +55,19 @@ class WireTestCase(SynchronousTestCase):
         self.refused(ErrorCode.BAD_REQUEST, decode, *arguments)
 
 
+class HasFrameTests(SynchronousTestCase):
+    """L{wire.hasFrame}."""
+
+    @given(st.binary(max_size=20))
+    def test_asDecoded(self, stream: bytes) -> None:
+        """It is true of just those streams from which decodeFrames takes or refuses something."""
+        try:
+            isSomething = any(True for _ in wire.decodeFrames(stream))
+        except WireError:
+            isSomething = True
+        self.assertEqual(wire.hasFrame(stream), isSomething)
+
+
 class NamesTests(SynchronousTestCase):
     def test_numbers(self) -> None:
         """Every name has the number that the contract gives it, and there are no others."""

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import hmac
 import math
+import os
 import re
 import secrets
 import time
@@ -60,7 +61,7 @@ MAX_PASSWORD = MAX_REASON
 TOKEN_LIFETIME = 86_400.0
 """Seconds that a token lets its user in."""
 
-HASHING_AT_ONCE = 4
+HASHING_AT_ONCE = min(4, os.cpu_count() or 1)
 """Hashes that are computed at the same time: each fills up to 64 MiB, and threads have other things to do as well."""
 
 CHECKER_TIMEOUT = 30.0

@@ -295,6 +295,11 @@ class Delivery:
             mailbox.forgotten = mailbox.base + n
             self._store.forget(connection.userId, mailbox.forgotten)
 
+    def divert(self, connection: IConnection) -> None:
+        """That client is behind: until it has caught up, its texts wait in the store."""
+        if connection.userId not in self._mailboxes:
+            self._makeMailbox(connection)
+
     def cleared(self, connection: IConnection) -> None:
         """The connection takes more."""
         mailbox = self._mailboxes.get(connection.userId)

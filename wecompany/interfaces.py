@@ -190,6 +190,9 @@ class IHub(Interface):
     def heardFrom(connection: IConnection) -> None:
         """Something has come from a connection that was probed, or whose session resumed another one."""
 
+    def isBehind(connection: IConnection) -> None:
+        """So much waits for this connection that texts for it had better wait in the store."""
+
     def cleared(connection: IConnection) -> None:
         """A connection that does not get its texts directly takes more again."""
 

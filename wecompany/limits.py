@@ -205,7 +205,7 @@ class Limits(Mapping[str, Limit]):
                 raise ValueError(f"{setting!r} has a burst, but {name} is no rate: it is set as {name}={word}")
             burst = _number(burstWord, 1, setting)
         elif default.per:
-            burst = max(1, value * default.burst // default.value)
+            burst = min(max(1, value * default.burst // default.value), MAX_VALUE)
         return Limits([*self.values(), evolve(default, value=value, burst=burst if value else 0)])
 
     def rate(self, name: str, clock: IReactorTime) -> RateLimit | None:

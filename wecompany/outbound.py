@@ -20,6 +20,9 @@ MAX_WAITING = 4 * 1_048_576
 STALLED_AFTER = 60.0
 """Seconds after which a receiver that takes nothing while something waits is given up."""
 
+BEHIND = 1_048_576
+"""Bytes that wait for a receiver from which on its texts had better wait in the store."""
+
 MERGE = 4_096
 """Bytes up to which what waits is joined: each piece costs some fifty bytes that L{MAX_WAITING} leaves out."""
 
@@ -78,6 +81,7 @@ class Outbound:
 
     __slots__ = (
         "_batch",
+        "_behind",
         "_cleared",
         "_clock",
         "_handed",
@@ -102,17 +106,20 @@ class Outbound:
         clock: IReactorTime,
         turn: Turn,
         tooMuch: Callable[[], None],
+        behind: Callable[[], None] = lambda: None,
         cleared: Callable[[], None] = lambda: None,
     ) -> None:
         """
         @param turn: shared by all receivers of a server.
         @param tooMuch: called once, from the reactor and not from within L{send}, when more than L{MAX_WAITING} waits.
+        @param behind: called when more than L{BEHIND} waits.
         @param cleared: called when the transport takes more again and nothing waits.
         """
         self._transport = transport
         self._clock = clock
         self._turn = turn
         self._tooMuch = tooMuch
+        self._behind = behind
         self._cleared = cleared
         self._batch: list[bytes] = []
         self._socket: Any = transport
@@ -150,6 +157,8 @@ class Outbound:
                 self._waiting[-1] += frames
             else:
                 self._waiting.append(frames)
+            if self.size > BEHIND:
+                self._behind()
             if self._turn.waiting > self._turn.mostWaiting:
                 self._turn.overflowed()
         elif not self._overflowed:

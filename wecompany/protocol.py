@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from enum import Enum
 from hashlib import sha256
+from itertools import islice
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
@@ -46,6 +47,7 @@ from wecompany.wire import (
     encodeError,
     encodeFrame,
     encodeTag,
+    hasFrame,
 )
 
 REGISTER_WITHIN = 10.0
@@ -60,6 +62,13 @@ LINGER = 3.0
 MAX_HELD = 65_536
 """Bytes of further frames that wait for a registration; past that the client is not read."""
 
+
+MAX_FRAMES = 200
+"""Frames of one client that are taken before others get their turn: so a flood of small ones, or of bad ones that are
+all answered, takes no more than its share."""
+
+SHARE_IS_OVER = "others have their turn"
+"""Why a connection is not read."""
 
 LOCAL = "local"
 """Stands for the address of whoever comes through a UNIX socket."""
@@ -148,7 +157,9 @@ class WeCompanyProtocol(Protocol):
         setNoDelay = getattr(self.transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
             setNoDelay(True)
-        self._outbound = Outbound(self.transport, self._clock, self._turn, self._tooMuchWaits, self._cleared)
+        self._outbound = Outbound(
+            self.transport, self._clock, self._turn, self._tooMuchWaits, self._isBehind, self._cleared
+        )
         if not _isProxied(self.transport):
             self._knowAddress()
         self.factory.connectionMade(self)
@@ -326,7 +337,7 @@ class WeCompanyProtocol(Protocol):
         receive = self.factory.frameReceived
         end = 0
         try:
-            for messageType, userId, body, end in decodeFrames(data):
+            for messageType, userId, body, end in islice(decodeFrames(data), MAX_FRAMES):
                 try:
                     receive(self, messageType, userId, body)
                 except WireError as e:
@@ -340,7 +351,10 @@ class WeCompanyProtocol(Protocol):
         except WireError as e:
             self._close(e.code, e.text, NO_TYPE, b"")
         else:
-            self._unparsed = data[end:]
+            self._unparsed = data = data[end:]
+            if data and hasFrame(data):  # it had its share of this turn
+                self.hold(SHARE_IS_OVER)
+                self._clock.callLater(0, self.release, SHARE_IS_OVER)
 
     def _takeFirstFrame(self, data: bytes) -> None:
         if not self.address:
@@ -448,6 +462,10 @@ class WeCompanyProtocol(Protocol):
         else:
             self.transport.resumeProducing()
             halfClose()
+
+    def _isBehind(self) -> None:
+        if self.isDirect:
+            self.factory.isBehind(self)
 
     def _cleared(self) -> None:
         if not self.isDirect:

@@ -54,6 +54,7 @@ from wecompany.presence import Presence
 from wecompany.protocol import WeCompanyProtocol
 from wecompany.wire import (
     ID_SIZE,
+    MAX_PAYLOAD,
     AccountOp,
     EndCode,
     ErrorCode,
@@ -80,6 +81,9 @@ STOP_WITHIN = 4.0
 
 SWEEP_EVERY = 1.0
 """Seconds between two looks at the deadlines of all connections: one timer for all of them."""
+
+SWEPT_AT_ONCE = 200
+"""Connections that are looked at before others get their turn."""
 
 REPORT_EVERY = 60.0
 """Seconds between two log lines about what was counted."""
@@ -583,6 +587,11 @@ class WeCompanyFactory(Factory):
             if self._delivery is not None and connection.session is not None:
                 self._delivery.heardFrom(connection.session)
 
+    def isBehind(self, connection: IConnection) -> None:
+        """See L{IHub.isBehind}."""
+        if self._delivery is not None and self._online.get(connection.userId) is connection:
+            self._delivery.divert(connection)
+
     def cleared(self, connection: IConnection) -> None:
         """See L{IHub.cleared}."""
         if self._delivery is not None:
@@ -694,16 +703,17 @@ class WeCompanyFactory(Factory):
 
     def _keepText(self, connection: IConnection, userId: bytes, data: bytes) -> None:
         """Take a text that does not go straight to one receiver."""
-        frame = encodeTagged(MessageType.TEXT, connection.tag, data)
+        if not userId or len(connection.tag) + len(data) >= MAX_PAYLOAD:  # if it is too long, that is said here
+            frame = encodeTagged(MessageType.TEXT, connection.tag, data)
         if not userId:
             self._broadcast(connection, data, frame)
-            return
-        checkUserId(userId)
-        if self.isBlocked(userId, connection.userId):
-            raise WireError(ErrorCode.FORBIDDEN, BLOCKED)
-        if self._delivery is None or not self._isKept(userId):
+        elif self._delivery is None or not self._isKept(userId):
+            checkUserId(userId)
             raise WireError(ErrorCode.OFFLINE, "that user is offline")
-        self._delivery.keep(connection, connection.userId, userId, data)
+        elif self.isBlocked(userId, connection.userId):
+            raise WireError(ErrorCode.FORBIDDEN, BLOCKED)
+        else:
+            self._delivery.keep(connection, connection.userId, userId, data)
 
     def _isKept(self, userId: bytes) -> bool:
         """Whether a text for that user has a place in the store."""
@@ -871,16 +881,26 @@ class WeCompanyFactory(Factory):
         self._sweeping = self._reactor.callLater(min(SWEEP_EVERY, self.idleTimeout / 10), self._sweep)
 
     def _sweep(self) -> None:
-        self._sweeping = None
-        now = self._reactor.seconds()
-        for connection in list(self._connections):
-            connection.sweep(now)
         if self._delivery is not None:
             self._delivery.sweep()
+        now = self._reactor.seconds()
         if now >= self._reportAt:
             self._reportAt = now + REPORT_EVERY
             self._report()
-        if self._connections:
+        self._sweepSome(list(self._connections))
+
+    def _sweepSome(self, connections: list[IConnection]) -> None:
+        """Look at some of them, and let others have their turn before the next: to close many takes long."""
+        self._sweeping = None
+        now = self._reactor.seconds()
+        for connection in connections[-SWEPT_AT_ONCE:]:
+            connection.sweep(now)
+        del connections[-SWEPT_AT_ONCE:]
+        if not self._connections:
+            return
+        if connections:
+            self._sweeping = self._reactor.callLater(0, self._sweepSome, connections)
+        else:
             self._scheduleSweep()
 
     def _report(self) -> None:

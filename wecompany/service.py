@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,6 +45,9 @@ DEFAULT_PORT = 8888
 
 DEFAULT_DATABASE = "wecompany.sqlite"
 """The store's file."""
+
+POLITE = 10
+"""The nice value of the threads in which passwords are hashed."""
 
 NO_DATABASE = "none"
 """What --database is for a server without a store."""
@@ -357,6 +361,13 @@ def _isLoopback(host: str) -> bool:
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
+def _behindReactor(f: Callable[..., Any], *arguments: Any) -> Any:
+    """Call C{f} with less priority than the reactor's thread has, where threads have one: hashing takes long."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), POLITE)
+    return f(*arguments)
+
+
 class Backend:
     """
     What the hub needs besides the network: threads, the store, and who lets people in.
@@ -413,7 +424,7 @@ class Backend:
     def runInThread(self, f: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """Call C{f} in a thread; fires with what it returns."""
         assert self._pool is not None
-        return deferToThreadPool(cast(IReactorFromThreads, self._reactor), self._pool, f, *arguments)
+        return deferToThreadPool(cast(IReactorFromThreads, self._reactor), self._pool, _behindReactor, f, *arguments)
 
     def callSoon(self, f: Callable[[], object]) -> None:
         """Call C{f} in the reactor's thread, from wherever this is called."""

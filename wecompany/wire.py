@@ -257,6 +257,14 @@ def decodeFrames(stream: bytes) -> Iterator[tuple[int, bytes, bytes, int]]:
         yield stream[start], stream[start + 3 : body], stream[body:at], at
 
 
+def hasFrame(stream: bytes) -> bool:
+    """Return whether C{stream} begins with a whole frame, or with what cannot become one."""
+    if len(stream) < 2:
+        return False
+    length = stream[0] << 8 | stream[1]
+    return length < 3 or len(stream) - 2 >= length
+
+
 def decodePayload(payload: bytes) -> tuple[int, bytes, bytes]:
     """
     Return C{(type, userId, data)} of one payload, as an Int16StringReceiver or a WebSocket delivers it.

@@ -670,7 +670,8 @@ class Client:
 
     def removeIncoming(self, file: IncomingFile) -> None:
         """For transfers: it is over."""
-        self._incoming.pop((file.sender, file.transferId), None)
+        if self._incoming.get((file.sender, file.transferId)) is file:
+            del self._incoming[file.sender, file.transferId]
 
     def confirm(self, sender: str, transferId: bytes, sha256: bytes) -> None:
         """For transfers: tell the sender that we have it; if that gets lost, tell it when it offers the file again."""
