@@ -99,6 +99,10 @@ class KernelTransport(MemoryTransport):
         """What waits for the kernel."""
         return self._buffer[self.taken :]
 
+    @dataBuffer.setter
+    def dataBuffer(self, data: bytes) -> None:
+        self._buffer = self._buffer[: self.taken] + data
+
     def abortConnection(self) -> None:
         """Drop the connection, and what waits with it."""
         self._clock.callLater(0, self.lose, ConnectionAborted())

@@ -902,12 +902,15 @@ class CallTests(DatabaseTestCase):
         return call
 
     def test_missed(self) -> None:
-        """Missed calls are told once, in order, at whichever kind of registration comes next."""
-        self.assertEqual((self.missed(1), self.missed(2)), self.waiting(b"bob").missedCalls)
-        self.assertEqual(self.waiting(b"bob").missedCalls, ())
-        calls = (self.missed(3),)
+        """Missed calls are told in order, at whichever kind of registration comes next, until they have been told."""
+        calls = self.missed(1), self.missed(2)
+        self.assertEqual(self.waiting(b"bob").missedCalls, calls)
         self.assertEqual(self.do(self.database.beginSession, b"bob", b"S", b"", 0).waiting.missedCalls, calls)
-        self.assertEqual(self.waiting(b"bob").missedCalls, ())
+        later = self.missed(3)
+        self.do(self.database.missedCallsTold, b"alice", calls)
+        self.assertEqual(self.waiting(b"bob").missedCalls, (*calls, later))
+        self.do(self.database.missedCallsTold, b"bob", calls)
+        self.assertEqual(self.waiting(b"bob").missedCalls, (later,))
         self.missed(4, b"nobody")
 
     def test_atMost(self) -> None:

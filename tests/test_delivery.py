@@ -426,8 +426,8 @@ class PlainTests(DeliveryTestCase):
         bob.drop()
         self.assertEqual(texts(self.server.login("bob")), [b"two", b"three"])
 
-    def test_takenAtLast(self) -> None:
-        """What the kernel takes after its client was told to go is forgotten too."""
+    def test_takenBack(self) -> None:
+        """What the kernel has nothing of when its client is told to go is taken back, for the next registration."""
         for isReliable in (False, True):
             bob, alice = self.server.login("bob"), self.server.resume("alice")
             sender = alice if isReliable else self.server.login("carol")
@@ -439,10 +439,11 @@ class PlainTests(DeliveryTestCase):
             self.server.advance(7)
             self.assertEqual(self.server.factory.counters["connections closed: IDLE"], 1 + isReliable)
             bob.resumeReading()
-            self.assertEqual(texts(bob), [b"one"])
+            last = bob.received()
+            self.assertEqual([m.type for m in last], [MessageType.ERROR])
             self.server.advance(5)
             bob = self.server.login("bob")
-            self.assertEqual(texts(bob), [])
+            self.assertEqual(texts(bob), [b"one"])
             for client in (alice, sender, bob):
                 client.drop()
             self.server.advance(5)

@@ -32,6 +32,7 @@ from twisted.cred.error import LoginFailed, Unauthorized
 from twisted.internet.defer import Deferred, DeferredSemaphore, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from wecompany.interfaces import (
@@ -408,7 +409,8 @@ class Accounts:
             else:
                 await self._checkStill(self._store, userId, known)
             if known is not None and isOutdated(known):
-                await self._renew(self._store, userId, known, credential)
+                # Nobody waits for that: what is changed meanwhile would not be seen any more.
+                Deferred.fromCoroutine(self._renew(self._store, userId, known, credential)).addErrback(_report)
         self.count(f"registered by {how}", 1)
         return token
 
@@ -599,7 +601,7 @@ class Accounts:
             raise Refused(ErrorCode.FORBIDDEN, "this server keeps no accounts of its own")
         actor = f"{_shown(userId)} from {address}"
         if op == AccountOp.LOG_OUT:
-            revoked = await self._store.revokeTokens(userId, digestToken(rest) if rest else b"", actor)
+            revoked = await self._store.revokeTokens(userId, digestToken(rest) if rest else b"", "")
             self.count("tokens revoked", revoked)
             return f"{revoked} token{'' if revoked == 1 else 's'} revoked".encode()
         account = await self._store.account(userId)
@@ -613,6 +615,10 @@ class Accounts:
         self.count("passwords changed", 1)
         _log.info("{user!r} has changed the password from {address}", user=_shown(userId), address=address)
         return b"the password is changed; all tokens are revoked"
+
+
+def _report(failure: Failure) -> None:
+    _log.failure("A hash could not be renewed", failure)
 
 
 def _isText(password: bytes) -> bool:

@@ -958,8 +958,6 @@ class Database:
         calls = self._connection.execute(
             "SELECT callId, caller, startedAt FROM missedCall WHERE user = ? ORDER BY id", (user,)
         ).fetchall()
-        if calls:
-            self._connection.execute("DELETE FROM missedCall WHERE user = ?", (user,))
         oldest = self._now() - MISSED_CALLS_KEPT_FOR * 1000
         return Waiting(queue.first, queue.next, tuple(MissedCall(*call) for call in calls if call[2] >= oldest))
 
@@ -1046,6 +1044,13 @@ class Database:
             "DELETE FROM missedCall WHERE id IN"
             " (SELECT id FROM missedCall WHERE user = ? ORDER BY id DESC LIMIT -1 OFFSET ?)",
             (user, MAX_MISSED_CALLS),
+        )
+
+    def missedCallsTold(self, callee: bytes, calls: tuple[MissedCall, ...]) -> None:
+        """See L{IStore.missedCallsTold<wecompany.interfaces.IStore.missedCallsTold>}."""
+        self._connection.executemany(
+            "DELETE FROM missedCall WHERE user = (SELECT id FROM user WHERE name = ?) AND callId = ?",
+            [(callee, call.callId) for call in calls],
         )
 
     def block(self, name: bytes, other: bytes) -> None:
@@ -1182,14 +1187,18 @@ class Database:
         return row and Token(*row)
 
     def revokeTokens(self, name: bytes, digest: bytes, actor: str) -> int:
-        """Revoke one token, or all of that user's if C{digest} is empty; return how many."""
+        """
+        Revoke one token, or all of that user's if C{digest} is empty; return how many.
+
+        @param actor: who does it, for the audit trail; empty for the user itself, who could fill it with that.
+        """
         sql = "DELETE FROM token WHERE name = ?"
         cursor = (
             self._connection.execute(sql + " AND digest = ?", (name, digest))
             if digest
             else self._connection.execute(sql, (name,))
         )
-        if cursor.rowcount:
+        if cursor.rowcount and actor:
             self._audit(actor, "revoke", name, str(cursor.rowcount))
         return cursor.rowcount
 

@@ -125,25 +125,22 @@ class Delivery:
         turn: Turn,
         count: Callable[[str], None],
         online: Callable[[bytes], IConnection | None],
-        isAway: Callable[[bytes], bool],
     ) -> None:
         """
         @param count: adds one to a counter that the operator sees.
         @param online: returns the connection of a user who is online.
-        @param isAway: whether a user is neither online nor about to be.
         """
         self._store = store
         self._clock = clock
         self._turn = turn
         self._count = count
         self._online = online
-        self._isAway = isAway
         self._mailboxes: dict[bytes, Mailbox] = {}
         self._toAcknowledge: set[IConnection] = set()
         self._toSettle: set[Mailbox] = set()
         self._held: set[IConnection] = set()
+        self._parting: dict[bytes, IConnection] = {}  # plain ones that are being closed
         self._asked: set[Mailbox] = set()  # those that wait to learn what waits
-        self._left: dict[IConnection, Mailbox] = {}
         store.setAfterCommit(self._afterCommit)
 
     # -- users come and go
@@ -169,13 +166,10 @@ class Delivery:
         mailbox.open(waiting.first, waiting.end)
         for call in waiting.missedCalls:
             connection.send(_missed(call))
+        if waiting.missedCalls:
+            self._store.missedCallsTold(connection.userId, waiting.missedCalls)
         self._pump(mailbox)
         self._settle(mailbox)
-
-    def neverBegun(self, userId: bytes, session: Session, begun: Begun) -> None:
-        """Whoever wanted that session has left before it began."""
-        self._store.sessionLost(session.digest)
-        self._missAgain(userId, begun.waiting)
 
     def heardFrom(self, session: Session) -> None:
         """Something has come from a reliable session: its client knows that it has begun."""
@@ -184,7 +178,7 @@ class Delivery:
     def leave(self, connection: IConnection) -> None:
         """The user of that connection is not reached there any more.  What waits for it goes back to the store."""
         userId = connection.userId
-        texts = connection.takeWaitingTexts()
+        texts = connection.takeTexts()
         self._held.discard(connection)
         mailbox = self._mailboxes.get(userId)
         if mailbox is not None and mailbox.connection is connection:
@@ -195,28 +189,32 @@ class Delivery:
             mailbox = None
         if connection.session is not None:
             self._store.sessionLost(connection.session.digest)
-        elif mailbox is None or mailbox.next == mailbox.base:
+            return
+        self._parting[userId] = connection
+        if mailbox is None or mailbox.next == mailbox.base:
             self._putBack(userId, texts)
         else:
-            mailbox.next -= len(texts)
-            self._store.forget(userId, mailbox.next - len(connection.handedTexts()))
-            self._left[connection] = mailbox
+            self._store.forget(userId, mailbox.next - len(texts))
 
     def lost(self, connection: IConnection) -> None:
-        """The connection is gone: so is the chance that its kernel takes what it was given."""
-        texts = connection.handedTexts()
-        userId = connection.userId
-        if connection.session is not None:
-            return
-        mailbox = self._left.pop(connection, None)
-        if mailbox is not None:
-            if self._isAway(userId):
-                self._store.forget(userId, mailbox.next - len(texts))
-        elif self._isAway(userId):
-            self._putBack(userId, texts)
-        else:
-            for sender, data in texts:
-                self.keep(None, sender, userId, data)
+        """The connection is gone, and maybe with it a text of which the kernel had only a part."""
+        if self._parting.get(connection.userId) is connection:
+            del self._parting[connection.userId]
+            self._putBack(connection.userId, connection.handedTexts())
+
+    def expect(self, userId: bytes) -> None:
+        """
+        A user is about to register: a connection of its own that is being closed has no more time.
+
+        A client that has stopped reading in the middle of a text does not get to hear why it was closed; in return that
+        text comes in its order.
+        """
+        parting = self._parting.pop(userId, None)
+        if parting is not None:
+            texts = parting.handedTexts()
+            if texts:
+                self._putBack(userId, texts)
+                parting.abort()
 
     # -- from senders
 
@@ -253,7 +251,7 @@ class Delivery:
                 self._taken(connection, taken)
                 f()
             else:
-                self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), b"", taken, None)
+                self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), b"", taken, result)
 
         self._countText(connection, counted)
 
@@ -321,8 +319,6 @@ class Delivery:
 
     def _waits(self, mailbox: Mailbox, result: Waiting | StoreProblem) -> None:
         if mailbox not in self._asked:
-            if isinstance(result, Waiting):
-                self._missAgain(mailbox.connection.userId, result)
             return
         if isinstance(result, StoreProblem):
             self._count("store: could not be read")
@@ -330,11 +326,6 @@ class Delivery:
             return
         self._asked.remove(mailbox)
         self.begin(mailbox.connection, result)
-
-    def _missAgain(self, userId: bytes, waiting: Waiting) -> None:
-        """Nobody is there to be told what was missed: that is for the next time."""
-        for call in waiting.missedCalls:
-            self._store.missedCall(userId, call)
 
     def _askAgain(self, mailbox: Mailbox) -> None:
         if mailbox in self._asked:
@@ -357,7 +348,8 @@ class Delivery:
         if connection is not None:
             connection.storing -= len(data) + OVERHEAD
             if isinstance(result, StoreProblem):
-                self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), receiver, taken, None)
+                why = None if isinstance(result, QueueFull) else result
+                self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), receiver, taken, why)
             elif taken:
                 self._taken(connection, taken)
         if isinstance(result, StoreProblem):
@@ -376,9 +368,16 @@ class Delivery:
     def _refused(
         self, connection: IConnection, error: WireError, receiver: bytes, taken: int, result: StoreProblem | None
     ) -> None:
-        """Send an ERROR.  If the store could not count it either, it does so with the next one that it takes."""
+        """
+        Send an ERROR.
+
+        @param result: why it is not counted yet; that is done when the store works again.
+        """
         self._turn.isOpen = True
         if taken:
+            assert connection.session is not None
+            if result is not None:
+                self._store.counted(connection.session.digest, taken)
             self._acknowledge(connection, taken - 1)
             self._taken(connection, taken)
         connection.sendError(error.code, error.text, MessageType.TEXT, receiver)

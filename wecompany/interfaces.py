@@ -135,11 +135,11 @@ class IConnection(Interface):
     def release(why: str) -> None:
         """Go on where L{hold} stopped, if there is no other reason left."""
 
-    def takeWaitingTexts() -> list[tuple[bytes, bytes]]:
-        """Return the TEXTs that wait and that the transport has not, each C{(sender, data)}; they wait no more."""
+    def takeTexts() -> list[tuple[bytes, bytes]]:
+        """Return the TEXTs that are not on their way yet, each C{(sender, data)}; they are not sent any more."""
 
     def handedTexts() -> list[tuple[bytes, bytes]]:
-        """Return the TEXTs that the transport was given and that the kernel has not wholly taken."""
+        """Return the TEXTs that the transport has and that the kernel has not wholly taken."""
 
     def ownsSession(digest: bytes) -> bool:
         """
@@ -194,7 +194,7 @@ class IHub(Interface):
         """So much waits for this connection that texts for it had better wait in the store."""
 
     def cleared(connection: IConnection) -> None:
-        """A connection that does not get its texts directly takes more again."""
+        """A connection that was behind takes more again."""
 
     def unregister(connection: IConnection) -> None:
         """This connection is going: whoever was registered here is so no more.  Saying it twice does no harm."""
@@ -379,6 +379,9 @@ class IStore(Interface):
     def answered(session: bytes, taken: int, done: Callable[[StoreProblem | None], None]) -> None:
         """That session's count becomes C{taken}, for a text that is not kept."""
 
+    def counted(session: bytes, taken: int) -> None:
+        """As L{answered}, when that has failed: it is tried until it succeeds."""
+
     def forget(receiver: bytes, before: int) -> None:
         """Forget all texts of C{receiver} with a number below C{before}.  If that fails, it is tried again later."""
 
@@ -389,7 +392,7 @@ class IStore(Interface):
         """Read texts from C{number} on, in order: as many as have C{size} bytes of data together, and one at least."""
 
     def waiting(receiver: bytes, done: Callable[[Waiting | StoreProblem], None]) -> None:
-        """Learn what waits for a user who registers without a session.  Its missed calls are forgotten with that."""
+        """Learn what waits for a user who registers without a session."""
 
     def beginSession(
         userId: bytes, session: bytes, resumed: bytes, received: int, done: Callable[[Begun | StoreProblem], None]
@@ -415,6 +418,9 @@ class IStore(Interface):
 
     def missedCall(callee: bytes, call: MissedCall) -> None:
         """Tell C{callee} of it at the next registration, if that user is known."""
+
+    def missedCallsTold(callee: bytes, calls: tuple[MissedCall, ...]) -> None:
+        """C{callee} has been told of these."""
 
     def block(userId: bytes, other: bytes, done: Callable[[StoreProblem | None], None]) -> None:
         """Let nothing from C{other} reach C{userId}."""
@@ -487,7 +493,11 @@ class IAccountStore(Interface):
         """Fires with the token, be it expired or not, or C{None} if there is none."""
 
     def revokeTokens(userId: bytes, digest: bytes, actor: str) -> Deferred[int]:
-        """Revoke one token, or all of that user's if C{digest} is empty; fires with how many."""
+        """
+        Revoke one token, or all of that user's if C{digest} is empty; fires with how many.
+
+        @param actor: empty for the user itself, which the audit trail does not keep.
+        """
 
 
 class Refused(Exception):

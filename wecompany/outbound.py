@@ -77,6 +77,7 @@ class Outbound:
     It is the transport's producer: while the transport has enough to send, what comes waits here.
 
     @ivar size: bytes that wait here.
+    @ivar isSpoiled: see L{takeTexts}.
     """
 
     __slots__ = (
@@ -97,6 +98,7 @@ class Outbound:
         "_transport",
         "_turn",
         "_waiting",
+        "isSpoiled",
         "size",
     )
 
@@ -134,6 +136,7 @@ class Outbound:
         self._handedSize = 0
         self._waiting: deque[bytes] | tuple[()] = ()
         self.size = 0
+        self.isSpoiled = False
         self._paused = False
         self._overflowed = False
         self._progressAt = clock.seconds()
@@ -184,20 +187,44 @@ class Outbound:
         """Whether the kernel has taken everything."""
         return not (self._paused or self._batch or self._unsent())
 
-    def texts(self) -> list[tuple[bytes, bytes]]:
-        """Return the TEXTs that wait here, each C{(user ID, data)}, and let them wait no more."""
+    def takeTexts(self) -> list[tuple[bytes, bytes]]:
+        """
+        Return the TEXTs that are not on their way yet, each C{(user ID, data)}; they are not sent any more.
+
+        Of what the transport has, that is all but a frame which the kernel has a part of.  Where the transport has it
+        encrypted already, nothing can be taken out of it: then L{isSpoiled} is true, and it is not to be used further.
+        """
         others: list[bytes] = []
-        texts = _splitTexts(b"".join((*self._waiting, *self._batch)), 0, others)
+        texts = self._takeHanded(others)
+        texts += _splitTexts(b"".join((*self._waiting, *self._batch)), others)
         self.clear()
         if others:
             self._waiting = deque((b"".join(others),))
             self._grow(len(self._waiting[0]))
         return texts
 
+    def _takeHanded(self, others: list[bytes]) -> list[tuple[bytes, bytes]]:
+        unsent = self._unsent()
+        if not unsent:
+            return []
+        handed = b"".join(self._handed)
+        taken = max(0, len(handed) - unsent)
+        if self._layers:
+            texts = _splitTexts(handed[_boundary(handed, taken)[0] :], [])
+            self.isSpoiled = bool(texts)
+            return texts
+        start, end = _boundary(handed, taken)
+        self._socket.dataBuffer = handed[taken:end]
+        self._socket.offset = self._socket._tempDataLen = 0
+        self._socket._tempDataBuffer = []
+        self._handed = (handed[start:end],)
+        self._handedSize = end - start
+        return _splitTexts(handed[end:], others)
+
     def handedTexts(self) -> list[tuple[bytes, bytes]]:
         """Return the TEXTs that the transport was given and the kernel has not, or not wholly, taken."""
-        unsent = self._unsent()
-        return _splitTexts(b"".join(self._handed), self._handedSize - unsent, []) if unsent else []
+        handed = b"".join(self._handed)
+        return _splitTexts(handed[_boundary(handed, len(handed) - self._unsent())[0] :], [])
 
     def isStalled(self, now: float) -> bool:
         """Return whether something has waited for L{STALLED_AFTER} and nothing was taken."""
@@ -276,14 +303,25 @@ class Outbound:
         return int(unsent)
 
 
-def _splitTexts(frames: bytes, taken: int, others: list[bytes]) -> list[tuple[bytes, bytes]]:
-    """Return the TEXTs among whole frames that end behind C{taken}, and add what else there is to C{others}."""
+def _boundary(frames: bytes, taken: int) -> tuple[int, int]:
+    """Return where the frame begins and ends of which C{taken} is a part, both C{taken} if it is between two."""
+    start = 0
+    for _, _, _, end in decodeFrames(frames):
+        if start >= taken:
+            return start, start
+        if end > taken:
+            return start, end
+        start = end
+    return start, start
+
+
+def _splitTexts(frames: bytes, others: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return the TEXTs among whole frames, and add what else there is to C{others}."""
     texts = []
     start = 0
     for messageType, userId, data, end in decodeFrames(frames):
         if messageType == MessageType.TEXT:
-            if end > taken:
-                texts.append((userId, data))
+            texts.append((userId, data))
         elif messageType != MessageType.DELAY:  # a DELAY sticks to its TEXT
             others.append(frames[start:end])
         start = end

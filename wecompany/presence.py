@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -18,6 +18,9 @@ from wecompany.wire import (
     encodeFrame,
     encodeU32,
 )
+
+LISTED_AT_ONCE = 65_536
+"""Bytes of a list that are made before it is seen whether the client takes them."""
 
 COALESCE = 0.25
 """Seconds in which several changes are told together, and of each user only the last: so a storm of log-ins costs each
@@ -61,6 +64,7 @@ class Presence:
         self._lists = lists
         self._maxSubscriptions = maxSubscriptions
         self.known: Callable[[], Iterable[bytes]] = lambda: ()
+        self._listings: dict[IConnection, Iterator[bytes]] = {}
         self._changed: dict[bytes, bool] = {}
         self._timer: IDelayedCall | None = None
 
@@ -88,8 +92,13 @@ class Presence:
             self._tellChanges()
             self._timer = self._clock.callLater(COALESCE, self._coalesced)
 
+    def cleared(self, connection: IConnection) -> None:
+        """The connection takes more: go on with its list."""
+        self._goOn(connection)
+
     def connectionLost(self, connection: IConnection) -> None:
         """Forget what this connection watched."""
+        self._listings.pop(connection, None)
         self._ofEveryone.discard(connection)
         for userId in self._watched.pop(connection, ()):
             self._forget(connection, userId)
@@ -108,13 +117,42 @@ class Presence:
         if op == PresenceOp.SUBSCRIBE:
             self._tellChanges()  # so that nothing older follows the list
             self._ofEveryone.add(connection)
-        users = dict.fromkeys(self._online, True)
-        if op == PresenceOp.LIST_ALL:
-            users = dict.fromkeys(self.known(), False) | users
-        users.pop(connection.userId, None)
-        frames = [_encode(userId, isOnline) for userId, isOnline in users.items()]
-        frames.append(encodeFrame(MessageType.PRESENCE, b"", encodeU32(len(users))))
-        connection.send(b"".join(frames))
+        if connection in self._listings:
+            raise WireError(ErrorCode.OVERLOADED, "one list at a time")
+        users = list(self.known() if op == PresenceOp.LIST_ALL else ())
+        self._listings[connection] = self._listed(connection, users, list(self._online))
+        self._goOn(connection)
+
+    def _listed(self, connection: IConnection, known: list[bytes], online: list[bytes]) -> Iterator[bytes]:
+        """Yield the frames of a list, each as things stand when it is asked for."""
+        n = 0
+        for userId in online:
+            if userId in self._online and userId != connection.userId:
+                n += 1
+                yield _encode(userId, True)
+        wereOnline = set(online)
+        for userId in known:
+            if userId not in wereOnline:
+                n += 1
+                yield _encode(userId, userId in self._online)
+        yield encodeFrame(MessageType.PRESENCE, b"", encodeU32(n))
+
+    def _goOn(self, connection: IConnection) -> None:
+        """Send the next piece of a list, if there is one and the client takes what it has got so far."""
+        frames = self._listings.get(connection)
+        if frames is None or connection.isPaused:
+            return
+        piece: list[bytes] = []
+        size = 0
+        for frame in frames:
+            piece.append(frame)
+            size += len(frame)
+            if size >= LISTED_AT_ONCE:
+                self._clock.callLater(0, self._goOn, connection)
+                break
+        else:
+            del self._listings[connection]
+        connection.send(b"".join(piece))
 
     def _subscribe(self, connection: IConnection, userId: bytes) -> None:
         watched = self._watched.setdefault(connection, set())

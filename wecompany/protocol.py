@@ -229,8 +229,6 @@ class WeCompanyProtocol(Protocol):
 
     def resume(self) -> None:
         """See L{IConnection.resume}."""
-        if self._unparsed and self._phase is _Phase.REGISTERED:
-            self._isHeard()
         self._goOn()
 
     def hold(self, why: str) -> None:
@@ -280,9 +278,9 @@ class WeCompanyProtocol(Protocol):
         """See L{IConnection.waiting}."""
         return self._outbound.size
 
-    def takeWaitingTexts(self) -> list[tuple[bytes, bytes]]:
-        """See L{IConnection.takeWaitingTexts}."""
-        return self._outbound.texts()
+    def takeTexts(self) -> list[tuple[bytes, bytes]]:
+        """See L{IConnection.takeTexts}."""
+        return self._outbound.takeTexts()
 
     def handedTexts(self) -> list[tuple[bytes, bytes]]:
         """See L{IConnection.handedTexts}."""
@@ -451,6 +449,9 @@ class WeCompanyProtocol(Protocol):
         self._unparsed = b""
         self._deadline = self._clock.seconds() + LINGER
         self.factory.unregister(self)
+        if self.session is None and self._outbound.isSpoiled:
+            self.abort()
+            return
         if code == ErrorCode.TOO_SLOW:
             self._outbound.clear()
         self._outbound.finish(lastWord)
@@ -468,8 +469,7 @@ class WeCompanyProtocol(Protocol):
             self.factory.isBehind(self)
 
     def _cleared(self) -> None:
-        if not self.isDirect:
-            self.factory.cleared(self)
+        self.factory.cleared(self)
 
     def _tooMuchWaits(self) -> None:
         self.close(ErrorCode.TOO_SLOW, "too much waits for you")

@@ -43,6 +43,7 @@ from wecompany.interfaces import (
     IServerObserver,
     IStore,
     MissedCall,
+    QueueFull,
     Refused,
     Session,
     StoreProblem,
@@ -277,7 +278,7 @@ class WeCompanyFactory(Factory):
         self._store = store
         self._authenticator = authenticator
         if store is not None:
-            self._delivery = Delivery(store, self._reactor, self._turn, self.count, self._online.get, self._isAway)
+            self._delivery = Delivery(store, self._reactor, self._turn, self.count, self._online.get)
             self._blocks = store.blocks
             self._presence.known = store.knownUsers
             store.setOnline(lambda userId: not self._isAway(userId))
@@ -524,6 +525,8 @@ class WeCompanyFactory(Factory):
     def _begin(self, newcomer: _Newcomer) -> None:
         """Nobody else is in the way: begin its session, in the store first if it is a reliable one."""
         sessionId = secrets.token_bytes(ID_SIZE)
+        if self._delivery is not None:
+            self._delivery.expect(newcomer.userId)
         if self._store is None or newcomer.resumed is None:
             self._admit(newcomer, sessionId, None)
         else:
@@ -537,13 +540,17 @@ class WeCompanyFactory(Factory):
     def _begun(self, newcomer: _Newcomer, sessionId: bytes, result: Begun | StoreProblem) -> None:
         userId = newcomer.userId
         if self._entering.get(userId) is not newcomer:  # it has left, or been replaced
-            if isinstance(result, Begun) and self._delivery is not None and newcomer.session is not None:
-                self._delivery.neverBegun(userId, newcomer.session, result)
+            if isinstance(result, Begun) and self._store is not None and newcomer.session is not None:
+                self._store.sessionLost(newcomer.session.digest)
             return
-        if isinstance(result, StoreProblem):
+        if isinstance(result, StoreProblem) and not isinstance(result, QueueFull):
             newcomer.connection.close(ErrorCode.OVERLOADED, str(result))
+            return
+        del self._entering[userId]
+        if isinstance(result, QueueFull):  # the store remembers no more users: this one is as without a store
+            newcomer.session = None
+            self._admit(newcomer, sessionId, None)
         else:
-            del self._entering[userId]
             self._admit(newcomer, sessionId, result)
 
     def _admit(self, newcomer: _Newcomer, sessionId: bytes, begun: Begun | None) -> None:
@@ -594,6 +601,7 @@ class WeCompanyFactory(Factory):
 
     def cleared(self, connection: IConnection) -> None:
         """See L{IHub.cleared}."""
+        self._presence.cleared(connection)
         if self._delivery is not None:
             self._delivery.cleared(connection)
 

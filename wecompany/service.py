@@ -418,6 +418,7 @@ class Backend:
                 )
             except StoreProblem as e:
                 raise CannotStart(f"twistd wecompany: {e}") from None
+            self._store.start()
         make = self._makeAuthenticator
         factory.setStore(self._store, None if make is None else make(self._store, self.runInThread))
 

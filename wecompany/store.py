@@ -317,6 +317,14 @@ class Store:
         """See L{IStore.missedCall}."""
         self._ask(self._database.missedCall, (callee, call), None, OVERHEAD, ("missed", callee, call.callId))
 
+    def missedCallsTold(self, callee: bytes, calls: tuple[MissedCall, ...]) -> None:
+        """See L{IStore.missedCallsTold}."""
+        self._ask(self._database.missedCallsTold, (callee, calls), None, OVERHEAD, ("told", callee, calls))
+
+    def counted(self, session: bytes, taken: int) -> None:
+        """See L{IStore.counted}."""
+        self._ask(self._database.answered, (session, taken), None, OVERHEAD, ("counted", session))
+
     def block(self, userId: bytes, other: bytes, done: Callable[[StoreProblem | None], None]) -> None:
         """See L{IStore.block}."""
         self._ask(self._database.block, (userId, other), partial(self._isBlocked, userId, other, True, done))
