@@ -113,7 +113,7 @@ def startServer(port: int, *options: str) -> Process:
         *(*interface, "--port", str(port), *options),
         folder=folder,
     )
-    server.waitFor("runs open")
+    server.waitFor("starting on" if "--accounts" in options else "runs open")
     return server
 
 

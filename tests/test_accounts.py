@@ -656,6 +656,19 @@ class AuthenticateTests(AccountsCase):
         self.letIn(token)
         self.assertEqual(self.passwordHash(), new)
 
+    def test_letInBeforeRenewed(self) -> None:
+        """A user is let in before the better hash is there, so that nothing can happen between the check and that."""
+        old = self.passwordHash()
+        self.patch(accounts, "SCRYPT_LN", 2)
+        self.threads.isHeld = True
+        attempt = Attempt(ALICE, PASSWORD, HEARTBEAT, HERE)
+        letIn = self.accounts.authenticate(attempt)
+        self.threads.waiting.pop(0).callback(None)
+        self.assertEqual(self.successResultOf(letIn), b"")
+        self.assertEqual(self.passwordHash(), old)
+        self.threads.release()
+        self.assertNotEqual(self.passwordHash(), old)
+
     def test_notRenewed(self) -> None:
         """If the better hash cannot be stored the user is let in nevertheless."""
         self.patch(accounts, "SCRYPT_LN", 2)

@@ -1193,6 +1193,43 @@ class MissedCallTests(DeliveryTestCase):
             alice.drop()
             self.server.advance(40)
 
+    def miss(self) -> None:
+        """Let bob, who is away, miss a call."""
+        self.server.login("alice").send(MessageType.CALL_REQUEST, "bob", b"\0")
+
+    def missed(self, client: FakeClient) -> int:
+        """Return how many missed calls a client was told of."""
+        return [message.type for message in client.received()].count(MessageType.CALL_REJECT)
+
+    def test_leftBefore(self) -> None:
+        """Whoever leaves before it was told is told at the next registration."""
+        self.known("bob")
+        self.miss()
+        self.server.isHeld = True
+        for client in (self.begun("bob"), self.server.connect()):
+            client.send(HEARTBEAT, "bob")
+            client.drop()
+        self.server.release()
+        self.assertEqual(self.missed(self.server.login("bob")), 1)
+
+    def test_answerLost(self) -> None:
+        """Who resumes again as the answer was lost is told again, until something was said."""
+        bob = self.server.resume("bob")
+        sessionId = bob.sessionId
+        bob.drop()
+        self.miss()
+        for _ in range(2):
+            bob = self.server.resume("bob", 0, sessionId)
+            self.assertEqual(self.missed(bob), 1)
+            newId = bob.sessionId
+            bob.drop()
+        bob = self.server.resume("bob", 0, newId)
+        self.assertEqual(self.missed(bob), 1)
+        bob.send(HEARTBEAT)
+        newId = bob.sessionId
+        bob.drop()
+        self.assertEqual(self.missed(self.server.resume("bob", 0, newId)), 0)
+
     def test_notMissed(self) -> None:
         """A call that was declined or answered, or of somebody unknown, is not told."""
         bob, alice = self.server.login("bob"), self.server.login("alice")
@@ -1208,6 +1245,60 @@ class MissedCallTests(DeliveryTestCase):
             self.server.advance(33)
             alice.send(HEARTBEAT)
             self.assertEqual(self.server.login(userId).received(), [])
+
+
+class SuccessorTests(DeliveryTestCase):
+    """What a connection leaves to the next one of its user."""
+
+    def setUp(self) -> None:
+        self.patch(testing, "MemoryTransport", KernelTransport)
+        super().setUp()
+
+    def test_order(self) -> None:
+        """Who takes over from a plain client that had stopped reading, in the middle of a text, gets all in order."""
+        for taken in (0, 1, 20, len(encodeFrame(TEXT, b"alice", bytes(100))) * 2 + 7):
+            old, alice = self.server.login("bob"), self.server.login("alice")
+            old.pauseReading()
+            data = [b"%02d" % i + bytes(98) for i in range(20)]
+            for text_ in data[:10]:
+                alice.send(TEXT, "bob", text_)
+            transport = old.transport.other
+            assert isinstance(transport, KernelTransport)
+            transport.taken = taken
+            new = self.server.connect()
+            new.send(HEARTBEAT, "bob")
+            self.server.advance(5)
+            for text_ in data[10:]:
+                alice.send(TEXT, "bob", text_)
+            self.server.advance(5)
+            wholly = taken // len(encodeFrame(TEXT, b"alice", data[0]))
+            self.assertEqual(texts(new), data[wholly:])
+            new.drop()
+            alice.drop()
+            self.server.advance(5)
+
+    def test_pipelined(self) -> None:
+        """What was sent before the answer came says nothing about the answer: the old session can be resumed again."""
+        bob = self.server.resume("bob")
+        self.known("alice")
+        bob.send(TEXT, "alice", b"one")
+        sessionId = bob.sessionId
+        bob.drop()
+        for _ in range(2):
+            client = self.server.connect()
+            registration = encodeFrame(ACK, b"bob", bytes(4) + sessionId)
+            client.sendBytes(registration + encodeFrame(HEARTBEAT, b""))
+            self.assertEqual(client.received()[1], ack(1))
+            client.drop()
+
+    def test_tooManyUsers(self) -> None:
+        """Whom the store cannot remember, as there are too many, registers as without a store."""
+        self.restart(limits=Limits().changed("users=1"))
+        self.server.login("alice")
+        bob = self.server.resume("bob")
+        self.assertEqual(bob.received(), [])
+        acknowledge(bob, 0)
+        self.assertTold(bob, ErrorCode.BAD_REQUEST, "", ACK)
 
 
 class BlockTests(DeliveryTestCase):

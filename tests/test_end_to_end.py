@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
 from pathlib import Path
 from time import monotonic
 
@@ -12,9 +13,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import temporaryFolder
 from tests.mediasample import makeSample
-from tests.processes import INTERRUPT, KILL, TERMINATE, Process, Proxy, freePort, startServer
+from tests.processes import INTERRUPT, KILL, TERMINATE, TIMEOUT, Process, Proxy, freePort, startServer
 from wecompany.media import MediaFile
-from wecompany.wire import MediaKind
+from wecompany.wire import ErrorCode, MediaKind, MessageType, decodeFrames, encodeFrame
 
 MEGABYTE = 1_000_000
 
@@ -75,6 +76,27 @@ class EndToEnd(SynchronousTestCase):
         self.assertEqual(bob.wait(), 0)
         alice.type("are you there?")
         alice.waitFor("offline")
+
+    def test_disabled(self) -> None:
+        """A user whom the operator disables, in another process, is put out at once, and one that is added is known."""
+        self.server("--signup", "--accounts", "--database", str(self.folder / "store.sqlite"))
+        with socket.create_connection(("127.0.0.1", self.port), TIMEOUT) as bob:
+            bob.sendall(encodeFrame(MessageType.SIGNUP, b"bob", b"secret-bob"))
+            received = b""
+            while b"\0\3bob" + b"\1" not in received or received.count(b"bob") < 2:
+                received += bob.recv(65536)
+            self.admin("disable", "bob")
+            received = b""
+            while data := bob.recv(65536):
+                received += data
+            (frame,) = decodeFrames(received)
+            self.assertEqual((frame[0], frame[2][0]), (MessageType.ERROR, ErrorCode.FORBIDDEN))
+
+    def admin(self, command: str, *arguments: str) -> None:
+        """Let the operator do something."""
+        admin = Process("wecompany", "admin", command, "--database", self.folder / "store.sqlite", *arguments)
+        self.addCleanup(admin.end)
+        self.assertEqual(admin.wait(), 0, admin.lines)
 
     def test_users_and_send(self) -> None:
         """A script lists who is online and sends a text; its exit code tells whether it got through."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from wecompany.limits import Limits
+from wecompany.presence import LISTED_AT_ONCE
 from wecompany.testing import FakeClient, MemoryServer, Message
 from wecompany.wire import ErrorCode, MessageType, decodeError
 
@@ -294,3 +296,43 @@ class OneUserTests(PresenceTestCase):
         self.server.login("bob")
         self.assertEqual(self.changes(), [])
         self.assertEqual(carol.received(), [state("bob", True)])
+
+
+class LongListTests(SynchronousTestCase):
+    """Lists that are longer than what is sent at once."""
+
+    def setUp(self) -> None:
+        self.server = MemoryServer(limits=Limits.none())
+        self.names = [f"{i:04d}" + "x" * 120 for i in range(2_000)]
+        self.users = [self.server.login(name) for name in self.names]
+        self.alice = self.server.login("alice")
+
+    def test_whole(self) -> None:
+        """All of it comes, and its count."""
+        self.alice.send(PRESENCE, "", LIST)
+        self.assertEqual(self.alice.received(), [*(state(name, True) for name in self.names), end(2_000)])
+
+    def test_unread(self) -> None:
+        """Of a list that its client does not take no more waits than a few pieces; it gets the rest when it reads."""
+        waiting = self.server.factory._turn
+        self.alice.pauseReading()
+        self.alice.send(PRESENCE, "", SUBSCRIBE)
+        self.assertLess(len(self.alice.transport.other._buffer) + waiting.waiting, 3 * LISTED_AT_ONCE)
+        self.alice.send(PRESENCE, "", LIST)
+        self.users[-1].drop()
+        self.server.advance(1)
+        self.alice.resumeReading()
+        received = self.alice.received()
+        self.assertEqual([m.data[0] for m in received if m.type == MessageType.ERROR], [ErrorCode.OVERLOADED])
+        listed = [m for m in received if m.type == PRESENCE]
+        told = [m for m in listed if m.userId == self.names[-1]]
+        self.assertEqual(told, [state(self.names[-1], False)])
+        self.assertEqual([m for m in listed if not m.userId], [end(1_999)])
+
+    def test_left(self) -> None:
+        """A list ends with its connection."""
+        self.alice.pauseReading()
+        self.alice.send(PRESENCE, "", LIST)
+        self.alice.drop()
+        self.server.advance(1)
+        self.assertFalse(self.server.factory._presence._listings)

@@ -85,16 +85,30 @@ class Mailbox:
     @ivar forgotten: the store was told to forget what is before this number.
     @ivar storing: how many texts for this user are not committed yet.
     @ivar room: bytes that may be sent yet before it is seen whether the client keeps up.
+    @ivar missedCalls: what the user was told, and maybe does not know yet.
     @ivar isOpen: whether these numbers are known.
     """
 
-    __slots__ = ("base", "connection", "end", "forgotten", "isLoading", "isOpen", "liveFrom", "next", "room", "storing")
+    __slots__ = (
+        "base",
+        "connection",
+        "end",
+        "forgotten",
+        "isLoading",
+        "isOpen",
+        "liveFrom",
+        "missedCalls",
+        "next",
+        "room",
+        "storing",
+    )
 
     def __init__(self, connection: IConnection) -> None:
         self.connection = connection
         self.base = self.next = self.end = self.liveFrom = self.forgotten = 0
         self.storing = 0
         self.room = READ_AT_ONCE
+        self.missedCalls: tuple[MissedCall, ...] = ()
         self.isOpen = False
         self.isLoading = False
 
@@ -160,20 +174,31 @@ class Delivery:
         else:
             connection.send(encodeFrame(MessageType.ACK, b"", encodeU32(begun.taken)))
 
-    def begin(self, connection: IConnection, waiting: Waiting) -> None:
-        """The user has been told how its call stands: tell what was missed, and give it what waits."""
+    def begin(self, connection: IConnection, waiting: Waiting, isResumed: bool = False) -> None:
+        """
+        The user has been told how its call stands: tell what was missed, and give it what waits.
+
+        @param isResumed: whether this may never arrive, and then the same session is resumed again.
+        """
         mailbox = self._mailboxes[connection.userId]
         mailbox.open(waiting.first, waiting.end)
         for call in waiting.missedCalls:
             connection.send(_missed(call))
-        if waiting.missedCalls:
-            self._store.missedCallsTold(connection.userId, waiting.missedCalls)
+        mailbox.missedCalls = waiting.missedCalls
+        if not isResumed:
+            self._missedCallsTold(mailbox)
         self._pump(mailbox)
         self._settle(mailbox)
 
-    def heardFrom(self, session: Session) -> None:
+    def heardFrom(self, connection: IConnection, session: Session) -> None:
         """Something has come from a reliable session: its client knows that it has begun."""
         self._store.sessionUsed(session.digest)
+        self._missedCallsTold(self._mailboxes[connection.userId])
+
+    def _missedCallsTold(self, mailbox: Mailbox) -> None:
+        calls, mailbox.missedCalls = mailbox.missedCalls, ()
+        if calls:
+            self._store.missedCallsTold(mailbox.connection.userId, calls)
 
     def leave(self, connection: IConnection) -> None:
         """The user of that connection is not reached there any more.  What waits for it goes back to the store."""

@@ -566,7 +566,7 @@ class WeCompanyFactory(Factory):
         self._log.info("{user!r} is online from {peer}", user=userId.decode(), peer=connection.peerName())
         self.calls.userRegistered(userId)
         if delivery is not None and begun is not None:
-            delivery.begin(connection, begun.waiting)
+            delivery.begin(connection, begun.waiting, bool(newcomer.resumed))
         if not newcomer.wasOnline:
             self._presence.changed(userId)
             self.tell("clientConnected", userId.decode())
@@ -592,7 +592,7 @@ class WeCompanyFactory(Factory):
         if self._online.get(connection.userId) is connection:
             self._refuseNewcomer(connection.userId)
             if self._delivery is not None and connection.session is not None:
-                self._delivery.heardFrom(connection.session)
+                self._delivery.heardFrom(connection, connection.session)
 
     def isBehind(self, connection: IConnection) -> None:
         """See L{IHub.isBehind}."""

@@ -297,8 +297,7 @@ def limits(data: bytes) -> None:
         expect(str(e).isprintable() or not setting.isprintable(), "a refusal of several lines")
         return
     limit = changed[setting.partition("=")[0]]
-    if True:
-        expect(Limits().changed(str(limit))[limit.name] == limit, f"{limit} is not what was set")
+    expect(Limits().changed(str(limit))[limit.name] == limit, f"{limit} is not what was set")
 
 
 # -- The server ----------------------------------------------------------------------------------------------------
