@@ -28,7 +28,6 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 import time
@@ -44,17 +43,15 @@ from typing import Any
 from benchmarks.bench import (
     ANSWER_WITHIN,
     MUCH_STEAL,
-    START_WITHIN,
-    STOP_WITHIN,
     Server,
     Trouble,
     cpuSeconds,
-    freePort,
     machineTicks,
     memory,
     positive,
     raiseOpenFiles,
     say,
+    startedServer,
     stealPercent,
 )
 from wecompany.accounts import digestToken, hashPassword, makeToken
@@ -731,45 +728,6 @@ class Figures:
     findings: list[str] = field(default_factory=list)
 
 
-@contextmanager
-def startedServer(folder: Path, options: Sequence[str], cpu: int | None) -> Iterator[Server]:
-    """
-    Start a server with these options, and stop it at the end, whatever happens; then its output is known.
-
-    @raise Trouble: if it does not start.
-    """
-    port = freePort()
-    command = [] if cpu is None else ["taskset", "--cpu-list", str(cpu)]
-    command += [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
-    command += ["--rundir", str(folder), "wecompany", "--interface", "127.0.0.1", "--port", str(port), *options]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        server = Server("127.0.0.1", port, process.pid)
-        try:
-            deadline = time.monotonic() + START_WITHIN
-            while process.poll() is None and time.monotonic() < deadline:
-                with suppress(ConnectionError):
-                    server.connect().close()
-                    break
-                time.sleep(0.05)
-            else:
-                log.seek(0)
-                raise Trouble(f"the server did not start:\n{log.read().decode(errors='replace')}")
-            yield server
-        finally:
-            process.terminate()
-            try:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_WITHIN)
-            finally:
-                process.kill()
-                server.exitCode = process.wait()
-                log.seek(0)
-                server.output = log.read()
-
-
 def countedIn(output: bytes) -> Counter[str]:
     """Return what a server has counted, by its log."""
     counted: Counter[str] = Counter()
@@ -803,7 +761,7 @@ def measure(name: str, asked: Asked, cpus: tuple[int | None, int | None]) -> Fig
     figures = Figures(name)
     with tempfile.TemporaryDirectory(prefix="wecompany-attacks-") as folder:
         attack = _prepare(name, ATTACKS[name], Path(folder), asked)
-        with startedServer(Path(folder), attack.options, cpus[0]) as server, ExitStack() as stack:
+        with startedServer(0, cpus[0], attack.options, Path(folder)) as server, ExitStack() as stack:
             assert server.pid is not None
             pair = stack.enter_context(process(beThePair, server, PASSWORD if attack.accounts else b""))
             ready = pair.recv()

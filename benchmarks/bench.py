@@ -173,33 +173,44 @@ def freePort() -> int:
         return int(listening.getsockname()[1])
 
 
-RAISED = (
-    "text=10M",
-    "media=10G",
-    "file=10G",
-    "address-connections=1M",
-    "connection-rate=1M",
-    "unregistered=1M",
-    "calls=1M",
+RAISED = tuple(
+    f"--limit={limit}"
+    for limit in (
+        "text=10M",
+        "media=10G",
+        "file=10G",
+        "address-connections=1M",
+        "connection-rate=1M",
+        "unregistered=1M",
+        "calls=1M",
+    )
 )
 """The limits that one machine which stands for many people exceeds.  They are raised rather than turned off."""
 
 
 @contextmanager
-def startedServer(port: int = 0, cpu: int | None = None) -> Iterator[Server]:
+def startedServer(
+    port: int = 0,
+    cpu: int | None = None,
+    options: Sequence[str] = RAISED,
+    folder: Path | None = None,
+    isAwaited: bool = True,
+) -> Iterator[Server]:
     """
-    Start a server as C{twistd} does, and stop it at the end, whatever happens.
+    Start a server as C{twistd} does, and stop it at the end, whatever happens; then its output is known.
 
     @param port: where it listens; 0 for a free port.
     @param cpu: the only CPU that it may use; C{None} for any.
+    @param options: further ones.
+    @param folder: where it runs and has its store; a temporary one if not given.
+    @param isAwaited: whether it listens when this begins.
     @raise Trouble: if it does not start.
     """
     port = port or freePort()
     command = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
-    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="wecompany-bench-") as folder:
-        command += ["--rundir", folder, "wecompany", "--interface", "127.0.0.1", "--port", str(port)]
-        for limit in RAISED:
-            command += ["--limit", limit]
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="wecompany-bench-") as temporary:
+        command += ["--rundir", str(folder or temporary)]
+        command += ["wecompany", "--interface", "127.0.0.1", "--port", str(port), *options]
         # In a session of its own, so that a Ctrl-C is for us alone and the server is stopped in order.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -208,10 +219,14 @@ def startedServer(port: int = 0, cpu: int | None = None) -> Iterator[Server]:
         try:
             if cpu is not None:
                 os.sched_setaffinity(process.pid, {cpu})
-            if not _listens(server, process):
+            if isAwaited and not _listens(server, process):
                 log.seek(0)
                 raise Trouble(f"the server did not start:\n{log.read().decode(errors='replace')}")
             yield server
+            if process.poll() is not None:
+                log.seek(0)
+                lines = log.read().decode(errors="replace").splitlines()
+                raise Trouble("\n".join([f"the server ended with {process.returncode}:", *lines[-20:]]))
         finally:
             process.terminate()
             try:

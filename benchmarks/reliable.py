@@ -31,13 +31,12 @@ import signal
 import socket
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -46,20 +45,20 @@ from benchmarks.bench import (
     ANSWER_WITHIN,
     MAX_SIZE,
     MUCH_STEAL,
+    RAISED,
     START_WITHIN,
-    STOP_WITHIN,
     WARM_UP,
     Server,
     Trouble,
     atLeast,
     cpuSeconds,
-    freePort,
     machineTicks,
     percentile,
     positive,
     raiseOpenFiles,
     say,
     shown,
+    startedServer,
     stealPercent,
 )
 from wecompany.accounts import digestToken, makeToken
@@ -68,14 +67,7 @@ from wecompany.wire import ID_SIZE, MessageType, WireError, decodeFrames, decode
 
 PARTS = ("texts", "logins", "start")
 
-LIMITS = (
-    "text=10M:10M",
-    "address-connections=100k",
-    "connection-rate=100k:100k",
-    "unregistered=100k",
-    "queued-texts=1M",
-    "users=1M",
-)
+OPTIONS = (*RAISED, "--limit=queued-texts=1M", "--limit=users=1M")
 """The limits of the server that this load is over."""
 
 NEW_SESSION = encodeU32(0) + bytes(ID_SIZE)
@@ -111,41 +103,9 @@ _WIDTH = 34
 # -- The server and its store --------------------------------------------------------------------------------------
 
 
-@contextmanager
-def startedServer(database: Path, cpu: int | None, *options: str) -> Iterator[Server]:
-    """
-    Start a server with a store as C{twistd} does, and stop it at the end, whatever happens.
-
-    It may not listen yet.
-
-    @param cpu: the only CPU that it may use; C{None} for any.
-    """
-    port = freePort()
-    command = [sys.executable, "-c", "from twisted.scripts.twistd import run; run()", "-n", "--pidfile="]
-    command += ["wecompany", "--interface", "127.0.0.1", "--port", str(port), "--database", str(database), *options]
-    for limit in LIMITS:
-        command += ["--limit", limit]
-    with tempfile.TemporaryFile() as log:
-        # In a session of its own, so that a Ctrl-C is for us alone and the server is stopped in order.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            if cpu is not None:
-                os.sched_setaffinity(process.pid, {cpu})
-            yield Server("127.0.0.1", port, process.pid)
-            if process.poll() is not None:
-                raise Trouble(f"the server ended with {process.returncode}")
-        except (Trouble, OSError) as e:
-            log.seek(0)
-            lines = log.read().decode(errors="replace").splitlines()
-            raise Trouble("\n".join([str(e), "the end of the server's log:", *lines[-20:]])) from e
-        finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_WITHIN)
-            process.kill()
-            process.wait()
+def withStore(path: Path) -> tuple[str, ...]:
+    """Return the options of a server with that store."""
+    return (*OPTIONS, "--database", str(path))
 
 
 def prepare(path: Path, operations: Callable[[Database], Iterator[Operation]]) -> None:
@@ -551,7 +511,7 @@ class StartFigures:
 def startSeconds(path: Path, cpu: int | None) -> float:
     """Start a server with that store, and return the seconds until somebody with waiting texts is let in."""
     began = time.perf_counter()
-    with startedServer(path, cpu) as server, connected(server) as connection:
+    with startedServer(0, cpu, withStore(path), isAwaited=False) as server, connected(server) as connection:
         connection.sendall(encodeFrame(MessageType.ACK, waitingUser(0), NEW_SESSION))
         answer(connection, waitingUser(0))
         return time.perf_counter() - began
@@ -687,14 +647,14 @@ def measure(asked: argparse.Namespace) -> Figures:
         folder = Path(name)
         if "texts" in asked.part:
             say(f"texts: {asked.pairs} pairs, {asked.seconds:g} s")
-            with startedServer(folder / "texts.sqlite", serverCpu) as server:
+            with startedServer(0, serverCpu, withStore(folder / "texts.sqlite")) as server:
                 figures.texts = measureTexts(server, asked.pairs, asked.window, asked.size, asked.seconds)
         if "logins" in asked.part:
             say(f"logins: {asked.at_once} at once, {asked.seconds:g} s")
             users = [(b"user-%06d" % n, makeToken()) for n in range(USERS)]
             path = folder / "logins.sqlite"
             prepare(path, partial(tokens, users))
-            with startedServer(path, serverCpu, "--accounts") as server:
+            with startedServer(0, serverCpu, (*withStore(path), "--accounts")) as server:
                 figures.logins = measureLogins(server, users, asked.at_once, asked.seconds)
         if "start" in asked.part:
             figures.start = measureStart(folder, serverCpu, asked.waiting)
