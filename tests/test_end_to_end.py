@@ -75,7 +75,9 @@ class EndToEnd(SynchronousTestCase):
         alice.waitFor("bob is offline")
         self.assertEqual(bob.wait(), 0)
         alice.type("are you there?")
-        alice.waitFor("offline")
+        alice.waitFor("bob is offline and gets it later")
+        self.command("chat", "bob").waitFor("alice: are you there?")
+        alice.waitFor("bob is online")
 
     def test_disabled(self) -> None:
         """A user whom the operator disables, in another process, is put out at once, and one that is added is known."""

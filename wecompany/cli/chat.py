@@ -133,7 +133,13 @@ class Chat(ClientListener):
         if not to:
             self._show("To whom? Write @name and the text.")
             return
-        self.client.sendText(to, text).addErrback(self._failed, f"{to} did not get it")
+        self.client.sendText(to, text).addCallbacks(
+            self._taken, self._failed, (to,), errbackArgs=(f"{to} did not get it",)
+        )
+
+    def _taken(self, _: None, to: str) -> None:
+        if to not in self._online and to != self.client.userId and self.client.isOnline:
+            self._show(f"{to} is offline and gets it later.")
 
     def _help(self, words: list[str]) -> None:
         for line in HELP.splitlines():
