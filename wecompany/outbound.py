@@ -175,7 +175,9 @@ class Outbound:
         if batch:
             data = batch[0] if len(batch) == 1 else b"".join(batch)
             batch.clear()
-            self._write(data)
+            self._transport.write(data)
+            if self._paused or not self._pausesAtOnce:
+                self._remember(data)
 
     @property
     def isPaused(self) -> bool:
@@ -281,10 +283,13 @@ class Outbound:
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
         if self._paused or not self._pausesAtOnce:
-            # What it could not send is remembered until it has: see handedTexts.
-            self._handed += (data,)
-            self._handedSize += len(data)
-            self._forgetSent()
+            self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Keep what the transport may not have sent until it has: see L{handedTexts}."""
+        self._handed += (data,)
+        self._handedSize += len(data)
+        self._forgetSent()
 
     def _forgetSent(self) -> None:
         unsent = self._unsent()

@@ -67,6 +67,9 @@ MAX_FRAMES = 200
 """Frames of one client that are taken before others get their turn: so a flood of small ones, or of bad ones that are
 all answered, takes no more than its share."""
 
+SMALL = 1_000
+"""Bytes that have no more frames than L{MAX_FRAMES}: each has 5 at least."""
+
 SHARE_IS_OVER = "others have their turn"
 """Why a connection is not read."""
 
@@ -335,7 +338,10 @@ class WeCompanyProtocol(Protocol):
         receive = self.factory.frameReceived
         end = 0
         try:
-            for messageType, userId, body, end in islice(decodeFrames(data), MAX_FRAMES):
+            frames = decodeFrames(data)
+            if len(data) > SMALL:
+                frames = islice(frames, MAX_FRAMES)
+            for messageType, userId, body, end in frames:
                 try:
                     receive(self, messageType, userId, body)
                 except WireError as e:
@@ -349,8 +355,8 @@ class WeCompanyProtocol(Protocol):
         except WireError as e:
             self._close(e.code, e.text, NO_TYPE, b"")
         else:
-            self._unparsed = data = data[end:]
-            if data and hasFrame(data):  # it had its share of this turn
+            self._unparsed = rest = data[end:]
+            if len(data) > SMALL and hasFrame(rest):  # it had its share of this turn
                 self.hold(SHARE_IS_OVER)
                 self._clock.callLater(0, self.release, SHARE_IS_OVER)
 

@@ -688,8 +688,8 @@ class WeCompanyFactory(Factory):
         handler(connection, messageType, userId, data)
 
     def _text(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
-        connection.textsLeft -= 1
-        if connection.textsLeft < 0:
+        connection.textsLeft = left = connection.textsLeft - 1
+        if left < 0:
             self._lookAtTextRate(connection)
         receiver = self._online.get(userId)
         if receiver is not None and receiver.isDirect and connection.session is None:
