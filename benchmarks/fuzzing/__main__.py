@@ -146,11 +146,12 @@ def ways(target: Target, data: bytes) -> set[tuple[str, int, int]]:
 
         return line
 
+    before = sys.gettrace()
     sys.settrace(enter)
     try:
         target(data)
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return found
 
 
