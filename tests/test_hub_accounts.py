@@ -121,12 +121,12 @@ class OpenTests(SynchronousTestCase):
         """Who has left before the store said that it cannot is nobody."""
         server = SlowDisk(temporaryFolder(self) / "store.sqlite", Clock())
         self.addCleanup(server.close)
-        server.isFull = True
+        server.isHeld = True
         client = server.connect()
-        client.transport.write(encodeFrame(ACK, b"bob", bytes(20)))
-        server.clock.advance(0)
-        client.transport.lose(ConnectionError())
-        server.pump()
+        client.send(ACK, "bob", bytes(20))
+        client.drop()
+        server.isFull = True
+        server.release()
         self.assertEqual(server.factory.getOnlineUsers(), [])
 
     def test_behind(self) -> None:

@@ -540,8 +540,9 @@ class WeCompanyFactory(Factory):
     def _begun(self, newcomer: _Newcomer, sessionId: bytes, result: Begun | StoreProblem) -> None:
         userId = newcomer.userId
         if self._entering.get(userId) is not newcomer:  # it has left, or been replaced
-            if isinstance(result, Begun) and self._store is not None and newcomer.session is not None:
-                self._store.sessionLost(newcomer.session.digest)
+            assert self._store is not None
+            assert newcomer.session is not None
+            self._store.sessionLost(newcomer.session.digest)
             return
         if isinstance(result, StoreProblem) and not isinstance(result, QueueFull):
             newcomer.connection.close(ErrorCode.OVERLOADED, str(result))
