@@ -570,9 +570,8 @@ _SIGNUP = ("--accounts", "--signup")
 
 
 def _isHeld(seen: Counts, counted: Counter[str]) -> bool:
-    """Ten from each address are heard, and the owner is not held up."""
-    tokensIn = seen["owner's token: in"] == seen["owner's token: tries"] > 0
-    return tokensIn and seen["owner's password: in"] > 0 and counted["wrong passwords"] > 0
+    """Guesses are heard, and the owner's token is not held up; a password has to find a place to be checked first."""
+    return seen["owner's token: in"] == seen["owner's token: tries"] > 0 and counted["wrong passwords"] > 0
 
 
 ATTACKS = {
@@ -591,6 +590,7 @@ ATTACKS = {
         partial(guess, addresses=1),
         lambda seen, counted: (
             _isHeld(seen, counted)
+            and seen["owner's password: in"] > 0
             and counted["wrong passwords"] == 10
             and counted["lock-outs: account"] == 1
             and counted["passwords refused: locked out"] > 0
