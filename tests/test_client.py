@@ -1359,8 +1359,10 @@ class MemoryServerTests(SynchronousTestCase):
         """A client that never reads is closed by the server, which is what a test of an application wants to see."""
         alice, bob = self.server.login("alice"), self.server.login("bob")
         bob.pauseReading()
-        for _ in range(100):
+        for _ in range(30):
             alice.send(TEXT, "bob", b"x" * 60_000)
+        self.assertEqual({m.data[0] for m in alice.received()}, {ErrorCode.OVERLOADED})
+        self.server.advance(62)
         self.assertEqual(self.server.factory.getOnlineUsers(), ["alice"])
 
     def test_transport(self) -> None:

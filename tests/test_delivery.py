@@ -217,14 +217,15 @@ class OfflineTests(DeliveryTestCase):
 
     def test_delayedWhileOnline(self) -> None:
         """A text that took over a second to be delivered says so, even if its receiver was online all the time."""
-        for seconds, expected in ((DELAYED_AFTER, [TEXT] * 3), (DELAYED_AFTER + 0.001, [TEXT, TEXT, DELAY, TEXT])):
+        for seconds, expected in ((DELAYED_AFTER, [TEXT] * 4), (DELAYED_AFTER + 0.001, [TEXT] * 3 + [DELAY, TEXT])):
             bob, alice = self.server.resume("bob"), self.server.login("alice")
             bob.received()
             alice.send(TEXT, "bob", b"first")
             bob.pauseReading()
             alice.send(TEXT, "bob", bytes(60_000))
             alice.send(TEXT, "bob", bytes(60_000))  # past this its transport has enough
-            alice.send(TEXT, "bob", b"late")
+            alice.send(TEXT, "bob", b"waits for it")
+            alice.send(TEXT, "bob", b"late")  # while one waits, no more is taken from the store
             self.server.clock.advance(seconds)
             bob.resumeReading()
             self.assertEqual([m.type for m in bob.received()][1:], expected)
@@ -413,6 +414,20 @@ class PlainTests(DeliveryTestCase):
         self.server.advance(2)
         bob.drop()
         self.assertEqual(texts(self.server.login("bob")), [*sent, b"later"])
+
+    def test_storedAndKilled(self) -> None:
+        """A text that the kernel has not taken is still in the store when the server is killed."""
+        self.known("bob")
+        alice = self.server.login("alice")
+        sent = [b"%d" % i + bytes(20_000) for i in range(8)]
+        for data in sent:
+            alice.send(TEXT, "bob", data)
+        bob = self.server.connect()
+        bob.pauseReading()
+        bob.sendBytes(encodeFrame(HEARTBEAT, b"bob"))
+        self.server.advance(2)
+        self.kill()
+        self.assertEqual(texts(self.server.login("bob")), sent)
 
     def test_storedAndTaken(self) -> None:
         """Of stored texts that one leaves with, those are forgotten that the kernel has."""

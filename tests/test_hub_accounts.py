@@ -12,7 +12,7 @@ from tests.slowdisk import SlowDisk
 from wecompany.database import Database
 from wecompany.interfaces import Attempt, IAuthenticator, StoreProblem
 from wecompany.limits import Limits
-from wecompany.outbound import BEHIND
+from wecompany.backlog import MAX_TEXTS
 from wecompany.testing import MemoryServer, Message
 from wecompany.wire import ErrorCode, MessageType, encodeFrame
 
@@ -138,7 +138,7 @@ class OpenTests(SynchronousTestCase):
         texts = [b"%03d" % i + bytes(50_000) for i in range(120)]
         for text in texts:
             alice.send(TEXT, "bob", text)
-        self.assertLess(server.factory._turn.waiting, BEHIND + 100_000)
+        self.assertLess(server.factory._turn.waiting, MAX_TEXTS + 100_000)
         bob.resumeReading()
         server.advance(1)
         self.assertEqual([m.data for m in bob.received() if m.type == TEXT], texts)

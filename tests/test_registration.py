@@ -338,8 +338,8 @@ class SameIdTests(RegistrationTestCase):
         self.old.pauseReading()
         newcomer = self.newcomer()
         self.server.advance(1)
-        for _ in range(70):
-            self.server.factory.sendMessage("alice", bytes(65_000))
+        for _ in range(110):
+            self.server.factory.sendMessage("alice", bytes(65_000), MessageType.FILE)
         self.assertAnswers(newcomer)
         self.assertEqual(self.online(), ["alice"])
 

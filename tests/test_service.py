@@ -969,7 +969,8 @@ ARROWS: dict[str, set[str]] = {
     "interfaces": {"wire"},
     "limits": set(),
     "tls": set(),
-    "outbound": {"wire", "interfaces"},
+    "backlog": {"wire"},
+    "outbound": {"wire", "interfaces", "backlog"},
     "calls": {"wire", "interfaces", "limits"},
     "files": {"wire", "interfaces", "limits"},
     "presence": {"wire", "interfaces", "limits"},
@@ -978,7 +979,7 @@ ARROWS: dict[str, set[str]] = {
     "delivery": {"wire", "interfaces", "outbound"},
     "accounts": {"wire", "interfaces", "limits"},
     "poller": set(),
-    "protocol": {"wire", "interfaces", "outbound", "tls"},
+    "protocol": {"wire", "interfaces", "backlog", "outbound", "tls"},
     "server": {
         *("wire", "interfaces", "limits", "calls", "files", "presence"),
         *("outbound", "delivery", "poller", "protocol"),

@@ -688,6 +688,8 @@ class VideoCallServer:
         call.timer = self._clock.callLater(self._maxCall, self._lastedTooLong, call, machine) if self._maxCall else None
         self.routes[call.caller] = call.callee
         self.routes[call.callee] = call.caller
+        for party in (call.caller, call.callee):
+            self._router.routesChanged(party)
         self._router.tell("callAccepted", call.snapshot())
 
     def _over(self, call: Call, over: Over) -> None:
@@ -699,7 +701,8 @@ class VideoCallServer:
         for party in (call.caller, call.callee):
             self._isBack(call, party)
             del self._callOf[party]
-            self.routes.pop(party, None)
+            if self.routes.pop(party, None) is not None:
+                self._router.routesChanged(party)
             if not self._tell(call, _ending(call, over, party)):
                 self._untold[party] = call.callId
         call.offer = call.answer = b""  # 32 KiB that nobody will ask for again

@@ -118,7 +118,7 @@ class Mailbox:
         # The first one waits until all is sent that went past the store: so nothing that is left at the end is
         # partly of this kind and partly of that.
         isFirst = self.next == self.base and self.connection.session is None
-        return not (self.isLoading or self.connection.isPaused) and (not isFirst or self.connection.isClear)
+        return not (self.isLoading or self.connection.textsWaiting) and (not isFirst or self.connection.isClear)
 
     def open(self, first: int, end: int) -> None:
         """What waits is known."""
@@ -268,7 +268,7 @@ class Delivery:
         """Answer a text of a reliable session with an ERROR, in its turn."""
         self._countText(connection, partial(self._refused, connection, error, receiver))
 
-    def afterCommit(self, connection: IConnection, f: Callable[[], None]) -> None:
+    def afterCommit(self, connection: IConnection, f: Callable[[], object]) -> None:
         """Count a text of a reliable session that is not kept, and then call C{f}."""
 
         def counted(taken: int, result: StoreProblem | None) -> None:

@@ -99,10 +99,10 @@ class IConnection(Interface):
     address = Attribute("str: the client's IP address, or what stands for it; empty while that is not known.")
     countedAs = Attribute("str: the address as the hub counts its connections; empty if this one is not counted.")
     session = Attribute("Session | None: where its texts are counted, if it registered with reliable delivery.")
-    isDirect = Attribute("bool: whether a text for this client needs no detour through the store.")
+    isDirect = Attribute("bool: whether a text for this client is just sent, and needs no look at what waits already.")
     isClosed = Attribute("bool: whether its last word is said.")
-    isPaused = Attribute("bool: whether what is sent now has to wait.")
-    isClear = Attribute("bool: whether the kernel has taken everything.")
+    textsWaiting = Attribute("int: bytes of texts that wait to be sent; one more has to wait if there are any.")
+    isClear = Attribute("bool: whether the kernel has taken every text.")
     waiting = Attribute("int: bytes that wait to be sent.")
     textsLeft = Attribute("int: texts that may come before the text rate is looked at again.")
     mediaLeft = Attribute("int: bytes of media that may come before the media rate is looked at again.")
@@ -112,7 +112,16 @@ class IConnection(Interface):
         """Return where the client is, for the log: an address, or whatever names its transport's other end."""
 
     def send(frames: bytes) -> None:
-        """Put whole frames behind what waits for this client."""
+        """Put whole frames, which belong together, behind what waits for this client in their class."""
+
+    def sendRun(frames: list[bytes]) -> None:
+        """Do C{send} with each of these, while frames of somebody are being taken."""
+
+    def hasRoomFor(size: int) -> bool:
+        """Whether so many bytes of texts may wait besides those that do."""
+
+    def setInCall(isInCall: bool) -> None:
+        """Say whether the client is in a call, so that nothing may delay its media for long."""
 
     def sendError(code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
         """Answer a frame that had this type and user ID with an ERROR."""
@@ -187,6 +196,16 @@ class IHub(Interface):
         @raise WireError: what the client is to be told by an ERROR.
         """
 
+    def relay(connection: IConnection, messageType: int, userId: bytes, data: bytes) -> bool:
+        """
+        Pass a frame on, if that is all that is to be done with it.
+
+        @return: whether that has been done; else L{frameReceived} is to be called.
+        """
+
+    def relayRun(connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes]) -> bool:
+        """Do L{relay} with frames that are alike but for their data, with all of them or none."""
+
     def heardFrom(connection: IConnection) -> None:
         """Something has come from a connection that was probed, or whose session resumed another one."""
 
@@ -222,6 +241,9 @@ class IRouter(Interface):
 
     def count(what: str, n: int = 1) -> None:
         """Add to a counter that the operator sees: for whatever is dropped without an answer."""
+
+    def routesChanged(userId: bytes) -> None:
+        """Media begins to flow to that user, or has ceased."""
 
     def tell(event: str, *arguments: object) -> None:
         """Call that method of L{IServerObserver} on every observer."""

@@ -1,33 +1,39 @@
-"""What waits for one receiver: how much of it there may be, and how long it may stand still."""
+"""
+The way out to one receiver: at once while its transport takes everything, else through a backlog.
+
+How much may wait there in all, and how long it may stand still.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import deque
+import socket
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from wecompany.backlog import MAX_TEXTS, Backlog, splitTexts
 from wecompany.interfaces import IStreamTransport
 from wecompany.wire import MessageType, decodeFrames
 
-MAX_WAITING = 4 * 1_048_576
-"""Bytes that may wait for one receiver, besides the transport's own 64 KiB."""
+MAX_WAITING = 6 * 1_048_576
+"""Bytes that may wait for one receiver: four files' windows, the texts and the media that may wait, and some more."""
 
 STALLED_AFTER = 60.0
 """Seconds after which a receiver that takes nothing while something waits is given up."""
 
-BEHIND = 1_048_576
-"""Bytes that wait for a receiver from which on its texts had better wait in the store."""
+PIECE = 16_384
+"""Bytes that are handed to the transport at once, and that the kernel is to hold unsent, when anything waits."""
 
-MERGE = 4_096
-"""Bytes up to which what waits is joined: each piece costs some fifty bytes that L{MAX_WAITING} leaves out."""
+PIECE_IN_CALL = 4_096
+"""The same for a receiver in a call: a voice waits behind no more than that."""
 
-BATCH = 65_536
-"""Bytes that are handed to the transport at once."""
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
 class Turn:
@@ -72,32 +78,35 @@ class Turn:
 @implementer(IPushProducer)
 class Outbound:
     """
-    The queue in front of one transport.
+    The way out to one receiver.
 
-    It is the transport's producer: while the transport has enough to send, what comes waits here.
+    It is the transport's producer: while the transport has enough to send, what comes waits in a L{Backlog}.
 
-    @ivar size: bytes that wait here.
+    @ivar size: bytes that wait.
     @ivar isSpoiled: see L{takeTexts}.
     """
 
     __slots__ = (
+        "_backlog",
         "_batch",
         "_behind",
         "_cleared",
         "_clock",
+        "_count",
         "_handed",
         "_handedSize",
+        "_isInCall",
         "_layers",
         "_mark",
         "_overflowed",
         "_paused",
         "_pausesAtOnce",
         "_progressAt",
+        "_room",
         "_socket",
         "_tooMuch",
         "_transport",
         "_turn",
-        "_waiting",
         "isSpoiled",
         "size",
     )
@@ -107,19 +116,22 @@ class Outbound:
         transport: IStreamTransport,
         clock: IReactorTime,
         turn: Turn,
+        count: Callable[[str], None],
         tooMuch: Callable[[], None],
         behind: Callable[[], None] = lambda: None,
         cleared: Callable[[], None] = lambda: None,
     ) -> None:
         """
         @param turn: shared by all receivers of a server.
+        @param count: adds one to a counter that the operator sees.
         @param tooMuch: called once, from the reactor and not from within L{send}, when more than L{MAX_WAITING} waits.
-        @param behind: called when more than L{BEHIND} waits.
-        @param cleared: called when the transport takes more again and nothing waits.
+        @param behind: called when more than L{MAX_TEXTS} of texts wait.
+        @param cleared: called when the transport takes more again and no text waits.
         """
         self._transport = transport
         self._clock = clock
         self._turn = turn
+        self._count = count
         self._tooMuch = tooMuch
         self._behind = behind
         self._cleared = cleared
@@ -130,64 +142,76 @@ class Outbound:
             self._layers += (self._socket,)
             self._socket = self._socket.transport
         # Whether the transport pauses its producer whenever it could not send everything: then it need not be asked.
-        self._pausesAtOnce = not self._layers and getattr(self._socket, "pausesAtOnce", False)
+        isBuffered = any(hasattr(layer, "_aggregator") for layer in self._layers)
+        self._pausesAtOnce = not isBuffered and getattr(self._socket, "pausesAtOnce", False)
         # Most receivers never wait, so these cost nothing until then.
         self._handed: tuple[bytes, ...] = ()
         self._handedSize = 0
-        self._waiting: deque[bytes] | tuple[()] = ()
+        self._backlog: Backlog | None = None
         self.size = 0
         self.isSpoiled = False
         self._paused = False
         self._overflowed = False
         self._progressAt = clock.seconds()
         self._mark = (0, 0)
+        self._isInCall = False
+        self._room = sys.maxsize  # bytes that are just sent: none while anything waits
+        self._keepFewUnsent(PIECE)
         transport.registerProducer(self, True)
 
     def send(self, frames: bytes) -> None:
-        """Send whole frames, as soon as everything before them has been sent."""
-        if not self._paused:
-            if not self._turn.isOpen:
-                self._write(frames)
-                return
+        """Send whole frames that belong together, as soon as those before them in their class have been sent."""
+        if self._turn.isOpen:
             if not self._batch:
                 self._turn.add(self)
             self._batch.append(frames)
-        elif not self._overflowed and self.size + len(frames) <= MAX_WAITING:
-            self._grow(len(frames))
-            if not self._waiting:
-                self._waiting = deque((frames,))
-            elif len(self._waiting[-1]) < MERGE:
-                self._waiting[-1] += frames
-            else:
-                self._waiting.append(frames)
-            if self.size > BEHIND:
-                self._behind()
-            if self._turn.waiting > self._turn.mostWaiting:
-                self._turn.overflowed()
-        elif not self._overflowed:
-            self._overflowed = True
-            # Not now: whoever sends this is in the middle of something.
-            self._clock.callLater(0, self._tooMuch)
+        elif len(frames) > self._room:
+            self._queue([frames])
+        else:
+            self._transport.write(frames)
+            if self._paused or not self._pausesAtOnce:
+                self._remember(frames)
+
+    def sendRun(self, frames: list[bytes]) -> None:
+        """Send each of these, as L{send} does, at the end of a turn that is open now."""
+        if not self._batch:
+            self._turn.add(self)
+        self._batch += frames
 
     def flush(self) -> None:
-        """Write what was kept for the end of a turn."""
+        """Send what was kept for the end of a turn."""
         batch = self._batch
-        if batch:
-            data = batch[0] if len(batch) == 1 else b"".join(batch)
-            batch.clear()
-            self._transport.write(data)
-            if self._paused or not self._pausesAtOnce:
-                self._remember(data)
+        if not batch:
+            return
+        data = batch[0] if len(batch) == 1 else b"".join(batch)
+        if len(data) > self._room:
+            self._batch = []
+            self._queue(batch)
+            return
+        batch.clear()
+        self._transport.write(data)
+        if self._paused or not self._pausesAtOnce:
+            self._remember(data)
+
+    def setInCall(self, isInCall: bool) -> None:
+        """Say whether the receiver is in a call: then sound waits behind less."""
+        if isInCall != self._isInCall:
+            self._isInCall = isInCall
+            self._keepFewUnsent(PIECE_IN_CALL if isInCall else PIECE)
+            if self._backlog is not None:
+                self._backlog.isInCall = isInCall
+                self._backlog.callEnded()
+            self._send()
 
     @property
-    def isPaused(self) -> bool:
-        """Whether what is sent now has to wait."""
-        return self._paused
+    def textsWaiting(self) -> int:
+        """How many bytes of texts wait."""
+        return 0 if self._backlog is None else self._backlog.textSize
 
     @property
     def isClear(self) -> bool:
-        """Whether the kernel has taken everything."""
-        return not (self._paused or self._batch or self._unsent())
+        """Whether the kernel has taken every text."""
+        return not (self._batch or self.textsWaiting or (self._unsent() and self.handedTexts()))
 
     def takeTexts(self) -> list[tuple[bytes, bytes]]:
         """
@@ -196,37 +220,39 @@ class Outbound:
         Of what the transport has, that is all but a frame which the kernel has a part of.  Where the transport has it
         encrypted already, nothing can be taken out of it: then L{isSpoiled} is true, and it is not to be used further.
         """
-        others: list[bytes] = []
-        texts = self._takeHanded(others)
-        texts += _splitTexts(b"".join((*self._waiting, *self._batch)), others)
-        self.clear()
-        if others:
-            self._waiting = deque((b"".join(others),))
-            self._grow(len(self._waiting[0]))
+        texts = self._takeHanded()
+        if self._backlog is not None:
+            texts += self._backlog.takeTexts()
+            self._look()
+        batch, self._batch = self._batch, []
+        texts += splitTexts(b"".join(batch), self._batch)
         return texts
 
-    def _takeHanded(self, others: list[bytes]) -> list[tuple[bytes, bytes]]:
+    def _takeHanded(self) -> list[tuple[bytes, bytes]]:
         unsent = self._unsent()
         if not unsent:
             return []
         handed = b"".join(self._handed)
         taken = max(0, len(handed) - unsent)
+        start, end = _boundary(handed, taken)
         if self._layers:
-            texts = _splitTexts(handed[_boundary(handed, taken)[0] :], [])
+            texts = splitTexts(handed[start:], [])
             self.isSpoiled = bool(texts)
             return texts
-        start, end = _boundary(handed, taken)
-        self._socket.dataBuffer = handed[taken:end]
+        others: list[bytes] = []
+        texts = splitTexts(handed[end:], others)
+        left = b"".join(others)
+        self._socket.dataBuffer = handed[taken:end] + left
         self._socket.offset = self._socket._tempDataLen = 0
         self._socket._tempDataBuffer = []
-        self._handed = (handed[start:end],)
-        self._handedSize = end - start
-        return _splitTexts(handed[end:], others)
+        self._handed = (handed[start:end] + left,)
+        self._handedSize = len(self._handed[0])
+        return texts
 
     def handedTexts(self) -> list[tuple[bytes, bytes]]:
         """Return the TEXTs that the transport was given and the kernel has not, or not wholly, taken."""
         handed = b"".join(self._handed)
-        return _splitTexts(handed[_boundary(handed, len(handed) - self._unsent())[0] :], [])
+        return splitTexts(handed[_boundary(handed, len(handed) - self._unsent())[0] :], [])
 
     def isStalled(self, now: float) -> bool:
         """Return whether something has waited for L{STALLED_AFTER} and nothing was taken."""
@@ -244,41 +270,78 @@ class Outbound:
         """Hand everything to the transport, C{lastFrames} at the end, and be its producer no more."""
         self._transport.unregisterProducer()
         self._paused = False
-        self._write(b"".join((*self._waiting, *self._batch, lastFrames)))
+        waiting = b"" if self._backlog is None else self._backlog.takeAll()
+        batch = b"".join(self._batch)
         self.clear()
+        self._write(waiting + batch + lastFrames)
 
     def clear(self) -> None:
         """Drop what waits."""
         self._batch.clear()
-        self._waiting = ()
-        self._grow(-self.size)
+        self._backlog = None
+        self._look()
 
     def pauseProducing(self) -> None:
         """The transport has enough."""
-        self._paused = True
-        self._progressAt = self._clock.seconds()
+        if not self._paused:
+            self._paused = True
+            self._room = 0
+            self._progressAt = self._clock.seconds()
 
     def resumeProducing(self) -> None:
         """The transport has sent what it had."""
         self._paused = False
-        while self._waiting and not self._paused:
-            batch = []
-            size = 0
-            while self._waiting and size < BATCH:
-                batch.append(self._waiting.popleft())
-                size += len(batch[-1])
-            self._grow(-size)
-            self._write(b"".join(batch))
+        self._send()
         if not self._paused:
             self._forgetSent()
+        if not self.textsWaiting:
             self._cleared()
 
     def stopProducing(self) -> None:
         """The connection is lost."""
 
-    def _grow(self, n: int) -> None:
-        self.size += n
-        self._turn.waiting += n
+    def _queue(self, batch: list[bytes]) -> None:
+        """Put each of these behind what waits, and send what may be sent."""
+        backlog = self._backlog
+        if backlog is None:
+            backlog = self._backlog = Backlog(self._count, self._isInCall)
+        now = self._clock.seconds()
+        for frames in batch:
+            if backlog.size + len(frames) > MAX_WAITING and not self._overflowed:
+                self._overflowed = True
+                # Not now: whoever sends this is in the middle of something.
+                self._clock.callLater(0, self._tooMuch)
+            # What is left of the texts goes back to the store, so until then they are still taken.
+            if not self._overflowed or (frames[2] == MessageType.TEXT and backlog.textSize + len(frames) <= MAX_TEXTS):
+                backlog.put(frames, now)
+        self._send()
+        if self._turn.waiting > self._turn.mostWaiting:
+            self._turn.overflowed()
+        if self.textsWaiting > MAX_TEXTS:
+            self._behind()
+
+    def _send(self) -> None:
+        """Hand over what waits, as far as the transport takes it."""
+        backlog = self._backlog
+        if backlog is not None:
+            now = self._clock.seconds()
+            while backlog.size and not self._paused:
+                data = backlog.take(PIECE_IN_CALL if self._isInCall else PIECE, now)
+                if data:
+                    self._write(data)
+            if not backlog.isNeeded:
+                self._backlog = None
+        self._look()
+
+    def _look(self) -> None:
+        """See how things stand when what waits has changed."""
+        size = 0 if self._backlog is None else self._backlog.size
+        self._turn.waiting += size - self.size
+        self.size = size
+        if self._paused or self._backlog is not None:
+            self._room = 0
+        else:
+            self._room = PIECE_IN_CALL if self._isInCall else sys.maxsize
 
     def _write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -290,6 +353,26 @@ class Outbound:
         self._handed += (data,)
         self._handedSize += len(data)
         self._forgetSent()
+        if self._handed and not self._paused:
+            self._pauseTransport()
+
+    def _pauseTransport(self) -> None:
+        """Have a transport of Twisted's resume its producer when it has sent what it has, however little that is."""
+        for layer in self._layers:
+            aggregator = getattr(layer, "_aggregator", None)
+            if aggregator is not None:
+                aggregator.flush()
+        transport = self._socket
+        if getattr(transport, "producerPaused", True) is False and transport.producer is not None and self._unsent():
+            transport.producerPaused = True
+            transport.producer.pauseProducing()
+
+    def _keepFewUnsent(self, size: int) -> None:
+        """Have the kernel say that it is full when it has so many bytes that it has not sent, where it can."""
+        handle: Any = getattr(self._socket, "getHandle", lambda: None)()
+        if _TCP_NOTSENT_LOWAT is not None and getattr(handle, "family", None) in (socket.AF_INET, socket.AF_INET6):
+            with suppress(OSError):  # an old kernel: what it holds unsent is all that is different then
+                handle.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, size)
 
     def _forgetSent(self) -> None:
         unsent = self._unsent()
@@ -305,6 +388,7 @@ class Outbound:
         for layer in self._layers:
             aggregator = getattr(layer, "_aggregator", None)
             unsent += sum(map(len, getattr(aggregator, "_buffer", ())))
+            unsent += sum(map(len, getattr(layer, "_appSendBuffer", ())))
         return int(unsent)
 
 
@@ -318,16 +402,3 @@ def _boundary(frames: bytes, taken: int) -> tuple[int, int]:
             return start, end
         start = end
     return start, start
-
-
-def _splitTexts(frames: bytes, others: list[bytes]) -> list[tuple[bytes, bytes]]:
-    """Return the TEXTs among whole frames, and add what else there is to C{others}."""
-    texts = []
-    start = 0
-    for messageType, userId, data, end in decodeFrames(frames):
-        if messageType == MessageType.TEXT:
-            texts.append((userId, data))
-        elif messageType != MessageType.DELAY:  # a DELAY sticks to its TEXT
-            others.append(frames[start:end])
-        start = end
-    return texts

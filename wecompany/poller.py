@@ -70,7 +70,7 @@ class _Server(tcp.Server):
 
     def write(self, data: bytes) -> None:
         """Send C{data}, or as much of it as the kernel takes; the rest goes Twisted's way."""
-        if self.dataBuffer or self._tempDataBuffer or not self.connected or self.disconnecting or self.TLS:
+        if self.dataBuffer or self._tempDataBuffer or self.TLS or not self.connected:
             super().write(data)
             return
         try:
@@ -103,6 +103,7 @@ class Poller:
         self._reactor = reactor
         self._epoll: select.epoll | None = None
         self._masks: dict[int, int] = {}
+        self._added: set[int] = set()  # since the kernel was last asked what is ready
         self._selectables: dict[int, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -121,9 +122,12 @@ class Poller:
         self, port: int, factory: Any, contextFactory: Any, backlog: int = 50, interface: str = ""
     ) -> IListeningPort:
         """See L{IReactorSSL.listenSSL<twisted.internet.interfaces.IReactorSSL.listenSSL>}."""
-        from twisted.protocols.tls import TLSMemoryBIOFactory  # needs pyOpenSSL, which is an extra
+        # These need pyOpenSSL, which is an extra.
+        from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
 
-        return self.listenTCP(port, TLSMemoryBIOFactory(contextFactory, False, factory), backlog, interface)
+        secured = TLSMemoryBIOFactory(contextFactory, False, factory)
+        secured.protocol = TLSMemoryBIOProtocol  # without the buffer that joins small writes, which are joined already
+        return self.listenTCP(port, secured, backlog, interface)
 
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> IListeningPort:
         """See L{IReactorSocket.adoptStreamPort<twisted.internet.interfaces.IReactorSocket.adoptStreamPort>}."""
@@ -191,6 +195,7 @@ class Poller:
         if before:
             epoll.modify(fd, mask)
         else:
+            self._added.add(fd)
             epoll.register(fd, mask)
 
     def _wake(self) -> select.epoll:
@@ -224,32 +229,36 @@ class Poller:
         """Something is ready: serve it, and leave what comes meanwhile for the reactor's next turn."""
         assert self._epoll is not None
         selectables = self._selectables
-        ready: list[tuple[int, int, Any]] = [
-            (fd, event, selectables[fd]) for fd, event in self._epoll.poll(0, MAX_EVENTS)
-        ]
-        for fd, event, selectable in ready:
-            if fd not in selectables or selectables[fd] is not selectable:
-                continue  # closed by one of those before it, and perhaps its number is another's now
-            isRead = bool(event & _READ)
+        self._added.clear()
+        for fd, event in self._epoll.poll(0, MAX_EVENTS):
+            selectable = selectables.get(fd)
+            if selectable is None:
+                continue  # closed by one of those before it
             try:
-                why = selectable.doRead() if isRead else None
-                if event != _READ and why is None:  # hardly ever
-                    isRead, why = self._serve(fd, event, selectable)
+                if event == _READ:
+                    # If that was said of another one with this number, there is just nothing to read.
+                    why, isRead = selectable.doRead(), True
+                elif fd in self._added:
+                    continue
+                else:
+                    why, isRead = self._serve(fd, event, selectable)
             except Exception as e:  # noqa: BLE001 - one connection's fault is logged and ends that connection
                 self._log.failure("A connection failed")
-                isRead, why = False, e
+                why, isRead = e, False
             if why is not None:
                 self._disconnect(selectable, why, isRead)
 
-    def _serve(self, fd: int, event: int, selectable: Any) -> tuple[bool, BaseException | None]:
-        """Do what there is to do besides reading; return whether the reading half is meant, and what is wrong."""
-        if event & _GONE and not event & _READ:
-            if self._masks[fd] & _READ:
-                return True, ConnectionDone()
-            return False, ConnectionLost()
+    def _serve(self, fd: int, event: int, selectable: Any) -> tuple[BaseException | None, bool]:
+        """Do what there is to do; return what is wrong, and whether the reading half is meant."""
+        if event & _READ:
+            why = selectable.doRead()
+            if why is not None:
+                return why, True
+        elif event & _GONE:
+            return (ConnectionDone(), True) if self._masks[fd] & _READ else (ConnectionLost(), False)
         if event & _WRITE and selectable.fileno() != -1:
-            return False, selectable.doWrite()
-        return False, None
+            return selectable.doWrite(), False
+        return None, False
 
     def _disconnect(self, selectable: Any, why: BaseException, isRead: bool) -> None:
         self.removeReader(selectable)

@@ -140,7 +140,7 @@ class Presence:
     def _goOn(self, connection: IConnection) -> None:
         """Send the next piece of a list, if there is one and the client takes what it has got so far."""
         frames = self._listings.get(connection)
-        if frames is None or connection.isPaused:
+        if frames is None or connection.textsWaiting:
             return
         piece: list[bytes] = []
         size = 0

@@ -20,9 +20,9 @@ What a message means is the hub's business; it is reached as C{self.factory} onl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from hashlib import sha256
-from itertools import islice
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.interfaces import IReactorTime, ISSLTransport
@@ -31,6 +31,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from wecompany.backlog import MAX_TEXTS
 from wecompany.interfaces import Attempt, IConnection, IHub, IStreamTransport, Session
 from wecompany.outbound import Outbound, Turn
 from wecompany.wire import (
@@ -43,6 +44,7 @@ from wecompany.wire import (
     WireError,
     checkUserId,
     decodeFrames,
+    decodeRuns,
     decodeU32,
     encodeError,
     encodeFrame,
@@ -67,9 +69,6 @@ MAX_FRAMES = 200
 """Frames of one client that are taken before others get their turn: so a flood of small ones, or of bad ones that are
 all answered, takes no more than its share."""
 
-SMALL = 1_000
-"""Bytes that have no more frames than L{MAX_FRAMES}: each has 5 at least."""
-
 SHARE_IS_OVER = "others have their turn"
 """Why a connection is not read."""
 
@@ -80,6 +79,10 @@ LOCAL = "local"
 def _isProxied(transport: object) -> bool:
     """Return whether a proxy in front is yet to tell where the client is: its first bytes do (C{haproxy:})."""
     return getattr(transport, "_proxyInfo", transport) is None
+
+
+def _drop(frames: bytes) -> None:
+    """Take the place of L{IConnection.send} when the last word is said."""
 
 
 class _Phase(Enum):
@@ -118,6 +121,7 @@ class WeCompanyProtocol(Protocol):
         "factory",
         "isDirect",
         "mediaLeft",
+        "send",
         "session",
         "storing",
         "tag",
@@ -128,6 +132,7 @@ class WeCompanyProtocol(Protocol):
 
     factory: IHub
     transport: IStreamTransport
+    send: Callable[[bytes], None]  # see IConnection: the queue's own, as one call less is worth it here
 
     _log = Logger()
 
@@ -161,8 +166,15 @@ class WeCompanyProtocol(Protocol):
         if setNoDelay is not None:
             setNoDelay(True)
         self._outbound = Outbound(
-            self.transport, self._clock, self._turn, self._tooMuchWaits, self._isBehind, self._cleared
+            self.transport,
+            self._clock,
+            self._turn,
+            self.factory.count,
+            self._tooMuchWaits,
+            self._isBehind,
+            self._cleared,
         )
+        self.send = self._outbound.send
         if not _isProxied(self.transport):
             self._knowAddress()
         self.factory.connectionMade(self)
@@ -171,6 +183,16 @@ class WeCompanyProtocol(Protocol):
         """Take what has arrived, however the stream was cut."""
         if not self._heard:
             self._isHeard()
+        if self._isTaking and not self._unparsed and len(data) > 4 and data[0] << 8 | data[1] == len(data) - 2:
+            # One whole frame, as nearly always when little is going on.
+            body = 5 + (data[3] << 8 | data[4])
+            if body <= len(data):
+                try:
+                    if self.factory.relay(self, data[2], data[5:body], data[body:]):
+                        return
+                except Exception:  # noqa: BLE001 - see below
+                    self._isAtFault(data[2], data[5:body])
+                    return
         if self._unparsed:
             data = self._unparsed + data
         turn = self._turn
@@ -201,10 +223,10 @@ class WeCompanyProtocol(Protocol):
             return f"{address.host}:{address.port}"
         return "a UNIX socket" if isinstance(address, UNIXAddress) else str(address)
 
-    def send(self, frames: bytes) -> None:
-        """See L{IConnection.send}."""
+    def sendRun(self, frames: list[bytes]) -> None:
+        """See L{IConnection.sendRun}."""
         if self._phase is not _Phase.CLOSED:
-            self._outbound.send(frames)
+            self._outbound.sendRun(frames)
 
     def sendError(self, code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
         """See L{IConnection.sendError}."""
@@ -266,10 +288,18 @@ class WeCompanyProtocol(Protocol):
         """See L{IConnection.isClosed}."""
         return self._phase is _Phase.CLOSED
 
+    def hasRoomFor(self, size: int) -> bool:
+        """See L{IConnection.hasRoomFor}."""
+        return self._outbound.textsWaiting + size <= MAX_TEXTS
+
+    def setInCall(self, isInCall: bool) -> None:
+        """See L{IConnection.setInCall}."""
+        self._outbound.setInCall(isInCall)
+
     @property
-    def isPaused(self) -> bool:
-        """See L{IConnection.isPaused}."""
-        return self._outbound.isPaused
+    def textsWaiting(self) -> int:
+        """See L{IConnection.textsWaiting}."""
+        return self._outbound.textsWaiting
 
     @property
     def isClear(self) -> bool:
@@ -338,27 +368,32 @@ class WeCompanyProtocol(Protocol):
         receive = self.factory.frameReceived
         end = 0
         try:
-            frames = decodeFrames(data)
-            if len(data) > SMALL:
-                frames = islice(frames, MAX_FRAMES)
-            for messageType, userId, body, end in frames:
-                try:
-                    receive(self, messageType, userId, body)
-                except WireError as e:
-                    self.sendError(e.code, e.text, messageType, userId)
-                except Exception:  # noqa: BLE001 - whatever is wrong with one frame stays with that frame
-                    self._log.failure("A frame of type {type} could not be handled", type=messageType)
-                    self.sendError(ErrorCode.INTERNAL, "a fault in the server; it is logged", messageType, userId)
-                if not self._isTaking:
-                    self._unparsed = data[end:] if self._phase is _Phase.REGISTERED else b""
-                    return
+            for messageType, userId, bodies, ends in decodeRuns(data, MAX_FRAMES):
+                if len(bodies) > 1 and self.factory.relayRun(self, messageType, userId, bodies):
+                    end = ends[-1]
+                    continue
+                for body, end in zip(bodies, ends, strict=True):
+                    try:
+                        receive(self, messageType, userId, body)
+                    except WireError as e:
+                        self.sendError(e.code, e.text, messageType, userId)
+                    except Exception:  # noqa: BLE001 - whatever is wrong with one frame stays with that frame
+                        self._isAtFault(messageType, userId)
+                    if not self._isTaking:
+                        self._unparsed = data[end:] if self._phase is _Phase.REGISTERED else b""
+                        return
         except WireError as e:
             self._close(e.code, e.text, NO_TYPE, b"")
         else:
             self._unparsed = rest = data[end:]
-            if len(data) > SMALL and hasFrame(rest):  # it had its share of this turn
+            if rest and hasFrame(rest):  # it had its share of this turn
                 self.hold(SHARE_IS_OVER)
                 self._clock.callLater(0, self.release, SHARE_IS_OVER)
+
+    def _isAtFault(self, messageType: int, userId: bytes) -> None:
+        """The server could not handle a frame, and that is being caught."""
+        self._log.failure("A frame of type {type} could not be handled", type=messageType)
+        self.sendError(ErrorCode.INTERNAL, "a fault in the server; it is logged", messageType, userId)
 
     def _takeFirstFrame(self, data: bytes) -> None:
         if not self.address:
@@ -419,6 +454,8 @@ class WeCompanyProtocol(Protocol):
 
     def _setPhase(self, phase: _Phase) -> None:
         self._phase = phase
+        if phase is _Phase.CLOSED:
+            self.send = _drop
         self._isTaking = phase is _Phase.REGISTERED and not self._holds
 
     def _knowAddress(self) -> None:

@@ -16,8 +16,9 @@ All integers are unsigned and big-endian; texts are UTF-8.
 from __future__ import annotations
 
 import struct
+import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 
 from attrs import frozen
@@ -200,6 +201,10 @@ class WireError(Exception):
 # -- Frames --------------------------------------------------------------------------------------------------------
 
 
+packHead = struct.Struct(">HB").pack
+"""Called with the length of a payload and its type; returns what a frame begins with, in front of the tag."""
+
+
 def encodeTag(userId: bytes) -> bytes:
     """
     Return the length-prefixed form of C{userId}, which stands in every frame from or about that user.
@@ -219,7 +224,23 @@ def encodeTagged(messageType: int, tag: bytes, data: bytes) -> bytes:
     length = 1 + len(tag) + len(data)
     if length > MAX_PAYLOAD:
         raise WireError(ErrorCode.BAD_REQUEST, f"too long by {length - MAX_PAYLOAD} bytes to be passed on")
-    return b"%c%c%c%b%b" % (length >> 8, length & 255, messageType, tag, data)
+    return packHead(length, messageType) + tag + data
+
+
+def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes]) -> list[bytes]:
+    """
+    Return what L{encodeTagged} returns for each of C{bodies}.
+
+    @raise WireError: badRequest, if one of them is too long.
+    """
+    heads: dict[int, bytes] = {}
+    frames = []
+    for data in bodies:
+        head = heads.get(len(data))
+        if head is None:
+            head = heads[len(data)] = encodeTagged(messageType, tag, data)[: 3 + len(tag)]
+        frames.append(head + data)
+    return frames
 
 
 def encodeFrame(messageType: int, userId: bytes, data: bytes = b"") -> bytes:
@@ -232,29 +253,54 @@ def encodeFrame(messageType: int, userId: bytes, data: bytes = b"") -> bytes:
     return encodeTagged(messageType, encodeTag(userId), data)
 
 
+def decodeRuns(stream: bytes, most: int = sys.maxsize) -> Iterator[tuple[int, bytes, list[bytes], list[int]]]:
+    """
+    Yield C{(type, userId, bodies, ends)} for each run of frames of one type and user ID at the beginning of C{stream}.
+
+    Each of C{ends} is the offset in C{stream} behind that frame: C{stream[end:]} of the last one is what has to be kept
+    until more arrives.  Neither type nor user ID is judged here.
+
+    @param most: the frames that are decoded at most.
+    @raise WireError: malformed, at the first frame that cannot be one, when those before it have been yielded.
+    """
+    end = 0
+    size = len(stream)
+    while size - end >= 2 and most > 0:
+        length = stream[end] << 8 | stream[end + 1]
+        if length < 3:
+            raise WireError(ErrorCode.MALFORMED, f"a payload of {length} bytes is too short: it has at least 3")
+        start = end + 2
+        end = start + length
+        if end > size:
+            return
+        body = start + 3 + (stream[start + 1] << 8 | stream[start + 2])
+        if body > end:
+            raise WireError(ErrorCode.MALFORMED, "the user ID is longer than the payload")
+        bodies = [stream[body:end]]
+        ends = [end]
+        most -= 1
+        prefix = stream[start:body]
+        while stream.startswith(prefix, end + 2) and most > 0:
+            body = end + 2 + len(prefix)
+            next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
+            if not body <= next_ <= size:
+                break
+            end = next_
+            bodies.append(stream[body:end])
+            ends.append(end)
+            most -= 1
+        yield prefix[0], prefix[3:], bodies, ends
+
+
 def decodeFrames(stream: bytes) -> Iterator[tuple[int, bytes, bytes, int]]:
     """
     Yield C{(type, userId, data, end)} for each whole frame at the beginning of C{stream}.
 
-    C{end} is the offset in C{stream} behind that frame: C{stream[end:]} of the last one is what has to be kept until
-    more arrives.  Neither type nor user ID is judged here.
-
-    @raise WireError: malformed, at the first frame that cannot be one, when those before it have been yielded.
+    @raise WireError: see L{decodeRuns}.
     """
-    at = 0
-    size = len(stream)
-    while size - at >= 2:
-        length = stream[at] << 8 | stream[at + 1]
-        if length < 3:
-            raise WireError(ErrorCode.MALFORMED, f"a payload of {length} bytes is too short: it has at least 3")
-        start = at + 2
-        at = start + length
-        if at > size:
-            return
-        body = start + 3 + (stream[start + 1] << 8 | stream[start + 2])
-        if body > at:
-            raise WireError(ErrorCode.MALFORMED, "the user ID is longer than the payload")
-        yield stream[start], stream[start + 3 : body], stream[body:at], at
+    for messageType, userId, bodies, ends in decodeRuns(stream):
+        for data, end in zip(bodies, ends, strict=True):
+            yield messageType, userId, data, end
 
 
 def hasFrame(stream: bytes) -> bool:
