@@ -231,15 +231,18 @@ class Backlog:
         """
         Return what is to be sent next.
 
-        @param size: bytes after which it is enough: there is at most one more piece than that.
+        @param size: bytes that are not exceeded, but by the first piece.
         @param now: seconds.
         @return: whole frames; nothing if nothing waits that is not too old.
         """
         self._dropLate(now)
         taken: list[bytes] = []
-        while size > 0 and self.size:
-            taken.append(self._takePiece())
-            size -= len(taken[-1])
+        while self.size:
+            where = self._next()
+            size -= self._firstSize(where)
+            if taken and size < 0:
+                break
+            taken.append(self._takeFrom(where))
         return b"".join(taken)
 
     def takeTexts(self) -> list[tuple[bytes, bytes]]:
@@ -256,58 +259,54 @@ class Backlog:
         """Return all that waits, however old."""
         taken = []
         while self.size:
-            taken.append(self._takePiece())
+            taken.append(self._takeFrom(self._next()))
         return b"".join(taken)
 
-    def _takePiece(self) -> bytes:
-        if self._signals:
-            piece = self._signals.popleft()
-        elif self._audio:
-            return self._takeMedia(self._audio)
-        else:
-            where = self._whoseTurn()
-            if where is Class.VIDEO:
-                return self._takeMedia(self._video)
-            piece = self._queue(where).popleft()
-            if where is Class.TEXTS:
-                self.textSize -= len(piece)
-        self.size -= len(piece)
-        return piece
-
-    def _takeMedia(self, queue: _Pieces) -> bytes:
-        frame, piece = queue.popleft()
-        frame.isBegun = True
-        self._grow(frame, -len(piece))
-        return piece
+    def _next(self) -> Class:
+        """Return the class that sends the next piece."""
+        return Class.SIGNALS if self._signals else Class.AUDIO if self._audio else self._whoseTurn()
 
     def _whoseTurn(self) -> Class:
-        """Return the class that sends the next piece: deficit round robin (Shreedhar and Varghese, 1995)."""
+        """Choose among those that have shares: deficit round robin (Shreedhar and Varghese, 1995)."""
         while True:
             where = self._turnOf
-            next_ = self._firstSize(where)
-            if next_:
-                if self._isNewTurn:
-                    self._deficits[where] += QUANTUM * SHARES[where]
-                    self._isNewTurn = False
-                if self._deficits[where] >= next_:
-                    self._deficits[where] -= next_
-                    return where
-            else:
+            size = self._firstSize(where)
+            if not size:
                 self._deficits[where] = 0
+            elif self._isNewTurn:
+                self._deficits[where] += QUANTUM * SHARES[where]
+                self._isNewTurn = False
+            if size and self._deficits[where] >= size:
+                return where
             self._turnOf = _AFTER[where]
             self._isNewTurn = True
 
     def _firstSize(self, where: Class) -> int:
         """Return the bytes of the first piece of that class; 0 if there is none."""
-        if where is Class.VIDEO:
-            return len(self._video[0][1]) if self._video else 0
+        if where is Class.AUDIO or where is Class.VIDEO:
+            pieces = self._audio if where is Class.AUDIO else self._video
+            return len(pieces[0][1]) if pieces else 0
         queue = self._queue(where)
         if where is Class.FILES and self.isInCall and queue and len(queue[0]) > MAX_PIECE:
             chunk = queue.popleft()
-            pieces = _splitChunk(chunk)
-            queue.extendleft(reversed(pieces))
-            self.size += sum(map(len, pieces)) - len(chunk)
+            cut = _splitChunk(chunk)
+            queue.extendleft(reversed(cut))
+            self.size += sum(map(len, cut)) - len(chunk)
         return len(queue[0]) if queue else 0
+
+    def _takeFrom(self, where: Class) -> bytes:
+        if where is Class.AUDIO or where is Class.VIDEO:
+            frame, piece = (self._audio if where is Class.AUDIO else self._video).popleft()
+            frame.isBegun = True
+            self._grow(frame, -len(piece))
+        else:
+            piece = self._queue(where).popleft()
+            self.size -= len(piece)
+            if where is Class.TEXTS:
+                self.textSize -= len(piece)
+        if where in SHARES:
+            self._deficits[where] -= len(piece)
+        return piece
 
     # -- what is dropped
 

@@ -28,10 +28,16 @@ STALLED_AFTER = 60.0
 """Seconds after which a receiver that takes nothing while something waits is given up."""
 
 PIECE = 16_384
-"""Bytes that are handed to the transport at once, and that the kernel is to hold unsent, when anything waits."""
+"""Bytes that are handed to the transport at once when anything waits."""
 
 PIECE_IN_CALL = 4_096
 """The same for a receiver in a call: a voice waits behind no more than that."""
+
+UNSENT = 16_384
+"""Bytes that the kernel may hold unsent and still takes more."""
+
+UNSENT_IN_CALL = 1
+"""The same for a receiver in a call: it takes a piece when it has sent the one before, so that it never holds two."""
 
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
@@ -156,7 +162,7 @@ class Outbound:
         self._mark = (0, 0)
         self._isInCall = False
         self._room = sys.maxsize  # bytes that are just sent: none while anything waits
-        self._keepFewUnsent(PIECE)
+        self._keepFewUnsent(UNSENT)
         transport.registerProducer(self, True)
 
     def send(self, frames: bytes) -> None:
@@ -197,7 +203,7 @@ class Outbound:
         """Say whether the receiver is in a call: then sound waits behind less."""
         if isInCall != self._isInCall:
             self._isInCall = isInCall
-            self._keepFewUnsent(PIECE_IN_CALL if isInCall else PIECE)
+            self._keepFewUnsent(UNSENT_IN_CALL if isInCall else UNSENT)
             if self._backlog is not None:
                 self._backlog.isInCall = isInCall
                 self._backlog.callEnded()
