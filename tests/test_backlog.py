@@ -155,11 +155,12 @@ class OrderTests(BacklogTestCase):
         self.assertTaken(signal, voice, *video[1:])
 
     def test_size(self) -> None:
-        """Whole frames are taken until it is enough: at most one piece more than that."""
+        """Whole pieces are taken as far as they fit, but one at least."""
         texts = [frame(MessageType.TEXT, b"%d" % i, MAX_PIECE) for i in range(4)]
         self.put(*texts)
         self.assertEqual(self.backlog.take(2 * MAX_PIECE, 0), b"".join(texts[:2]))
-        self.assertEqual(self.backlog.take(MAX_PIECE + 1, 0), b"".join(texts[2:]))
+        self.assertEqual(self.backlog.take(2 * MAX_PIECE - 1, 0), texts[2])
+        self.assertEqual(self.backlog.take(1, 0), texts[3])
         self.assertEqual(self.backlog.take(1, 0), b"")
         self.put(*texts)
         self.assertEqual(self.backlog.take(0, 0), b"")

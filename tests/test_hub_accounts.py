@@ -9,10 +9,10 @@ from zope.interface import implementer
 
 from tests import temporaryFolder
 from tests.slowdisk import SlowDisk
+from wecompany.backlog import MAX_TEXTS
 from wecompany.database import Database
 from wecompany.interfaces import Attempt, IAuthenticator, StoreProblem
 from wecompany.limits import Limits
-from wecompany.backlog import MAX_TEXTS
 from wecompany.testing import MemoryServer, Message
 from wecompany.wire import ErrorCode, MessageType, encodeFrame
 

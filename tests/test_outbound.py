@@ -26,7 +26,7 @@ from tests import temporaryFolder
 from tests.test_backlog import MediaModel
 from tests.test_transports import PlainReceiver, makeCertificate
 from wecompany.backlog import MAX_AGE, MAX_MEDIA, MAX_PIECE, MAX_TEXTS, MIN_MEDIA
-from wecompany.outbound import MAX_WAITING, UNSENT, UNSENT_IN_CALL
+from wecompany.outbound import MAX_WAITING, PIECE, PIECE_IN_CALL, UNSENT, UNSENT_IN_CALL
 from wecompany.poller import Poller
 from wecompany.protocol import WeCompanyProtocol
 from wecompany.server import WeCompanyFactory
@@ -985,7 +985,7 @@ class KernelTests(TestCase):
         return int(handle.getsockopt(socket.IPPROTO_TCP, cast(int, LOWAT)))
 
     async def test_unsent(self) -> None:
-        """The kernel takes more while it has less than 16 KiB unsent, and in a call while it has none, on Twisted's own path and on the fast one."""
+        """The kernel takes more while less than 16 KiB are unsent, in a call while none are, on either path."""
         for plain in (True, False):
             await self.begin(plain)
             results = [self.unsent()]

@@ -237,7 +237,7 @@ class Backlog:
         """
         self._dropLate(now)
         taken: list[bytes] = []
-        while self.size:
+        while self.size and size > 0:
             where = self._next()
             size -= self._firstSize(where)
             if taken and size < 0:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from wecompany._version import version
 from wecompany.cli.admin import addAdminParser, runAdmin
+from wecompany.cli.bench import addBenchParser, runBench
 from wecompany.cli.running import DEFAULT_SERVER, EXIT_INTERRUPTED, EXIT_USAGE, Problem, isFile, isFolder, run, say
 from wecompany.cli.tone import MAX_TONE
 from wecompany.wire import MAX_PAYLOAD, WireError, checkUserId
@@ -155,6 +156,7 @@ def makeParser() -> argparse.ArgumentParser:
         ("unblock", "let somebody through again"),
     ):
         command(name, help).add_argument("whom", type=_userId, metavar="WHOM", help="that user's ID")
+    addBenchParser(commands)
     addAdminParser(commands)
     return parser
 
@@ -173,6 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command == "admin":
             return runAdmin(options)
+        if options.command == "bench":
+            return runBench(options)
         options.isGuest = options.user is None
         if options.isGuest:
             options.user = f"users-{secrets.token_hex(4)}"
