@@ -30,32 +30,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from wecompany.cli.bench import (
-    ANSWER_WITHIN,
-    MAX_SIZE,
+from wecompany.cli.bench import MAX_SIZE, addLoadOptions, askedOf, atLeast, parseShape, positive, shown, table
+from wecompany.cli.load import (
     MUCH_STEAL,
-    RAISED,
     WARM_UP,
     Figures,
     Progress,
-    Target,
-    Trouble,
-    addLoadOptions,
-    askedOf,
-    atLeast,
     cpuSeconds,
     machineTicks,
     measureAll,
     memory,
-    parseShape,
     percentile,
-    positive,
     raiseOpenFiles,
-    shown,
     stealPercent,
-    table,
 )
 from wecompany.cli.running import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, say
+from wecompany.cli.target import ANSWER_WITHIN, RAISED, Target, Trouble
 
 __all__ = [  # which the other benchmarks take from here
     "ANSWER_WITHIN",
@@ -215,15 +205,7 @@ def parseArguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "options", nargs="*", metavar="OPTION", help="behind --: options for the server, besides those for its limits"
     )
     parser.add_argument("--port", type=atLeast(0), default=0, help="where the server listens [default: a free port]")
-    parser.add_argument(
-        "--shape",
-        dest="shapes",
-        action="append",
-        type=parseShape,
-        metavar="NAME[:N]",
-        help=f"what to measure; repeatable [default: {' '.join(DEFAULT_SHAPES)}]",
-    )
-    addLoadOptions(parser)
+    addLoadOptions(parser, DEFAULT_SHAPES)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return parser.parse_args(arguments)
 

@@ -42,36 +42,11 @@ from pathlib import Path
 from statistics import median
 
 import twisted
-from benchmarks.bench import (
-    MUCH_STEAL,
-    RAISED,
-    Server,
-    Trouble,
-    atLeast,
-    freePort,
-    say,
-    shown,
-    started,
-    startedServer,
-    stopInOrder,
-    twoCPUs,
-)
-from wecompany.cli.bench import (
-    CHUNK,
-    LADDER,
-    Asked,
-    Connection,
-    Loop,
-    Progress,
-    Shape,
-    ShapeFigures,
-    addLoadOptions,
-    askedOf,
-    measureShape,
-    parseShape,
-    plotLatency,
-)
-from wecompany.cli.running import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Problem
+from benchmarks.bench import Server, freePort, started, startedServer, stopInOrder, twoCPUs
+from wecompany.cli.bench import LADDER, addLoadOptions, askedOf, atLeast, parseShape, plotLatency, shown
+from wecompany.cli.load import MUCH_STEAL, Asked, Progress, Shape, ShapeFigures, measureShape
+from wecompany.cli.running import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, Problem, say
+from wecompany.cli.target import CHUNK, RAISED, Connection, Loop, Trouble
 
 FOLDER = Path(__file__).parent
 
@@ -89,15 +64,15 @@ class Peer(Server):
     """A server that takes messages in its own way, and has neither calls nor accounts."""
 
     def userId(self, index: int) -> bytes:
-        """See L{wecompany.cli.bench.Target.userId}: short, as on IRC."""
+        """See L{wecompany.cli.target.Target.userId}: short, as on IRC."""
         return b"u%06d" % index
 
     def media(self, sender: bytes, receiver: bytes, data: bytes) -> tuple[bytes, bytes]:
-        """See L{wecompany.cli.bench.Target.media}: a message as any other."""
+        """See L{wecompany.cli.target.Target.media}: a message as any other."""
         return self.texts(sender, receiver, data)
 
     def call(self, loop: Loop, caller: Connection, callee: Connection) -> None:
-        """See L{wecompany.cli.bench.Target.call}: there is nothing to agree on."""
+        """See L{wecompany.cli.target.Target.call}: there is nothing to agree on."""
 
     def _until(self, connection: socket.socket, end: re.Pattern[bytes]) -> re.Match[bytes]:
         received = b""
@@ -112,7 +87,7 @@ class Floor(Peer):
     """benchmarks/relay.c, which takes the same frames as we do."""
 
     def media(self, sender: bytes, receiver: bytes, data: bytes) -> tuple[bytes, bytes]:
-        """See L{wecompany.cli.bench.Target.media}."""
+        """See L{wecompany.cli.target.Target.media}."""
         return Server.media(self, sender, receiver, data)
 
 
@@ -120,16 +95,16 @@ class Nats(Peer):
     """nats-server: each user has a subject."""
 
     def begin(self, connection: socket.socket, userId: bytes, credential: bytes = b"") -> None:
-        """See L{wecompany.cli.bench.Target.begin}."""
+        """See L{wecompany.cli.target.Target.begin}."""
         options = b'{"verbose":false,"pedantic":false,"echo":false}'
         connection.sendall(b"CONNECT %b\r\nSUB %b 1\r\nPING\r\n" % (options, userId))
 
     def finish(self, connection: socket.socket, userId: bytes) -> None:
-        """See L{wecompany.cli.bench.Target.finish}."""
+        """See L{wecompany.cli.target.Target.finish}."""
         self._until(connection, re.compile(rb"PONG\r\n"))
 
     def texts(self, sender: bytes, receiver: bytes, data: bytes) -> tuple[bytes, bytes]:
-        """See L{wecompany.cli.bench.Target.texts}."""
+        """See L{wecompany.cli.target.Target.texts}."""
         rest = b" %d\r\n%b\r\n" % (len(data), data)
         return b"PUB " + receiver + rest, b"MSG " + receiver + b" 1" + rest
 
@@ -138,16 +113,16 @@ class Redis(Peer):
     """redis-server: each user has a channel; in its third protocol a connection may publish and subscribe."""
 
     def begin(self, connection: socket.socket, userId: bytes, credential: bytes = b"") -> None:
-        """See L{wecompany.cli.bench.Target.begin}."""
+        """See L{wecompany.cli.target.Target.begin}."""
         for words in ((b"HELLO", b"3"), (b"SUBSCRIBE", userId), (b"CLIENT", b"REPLY", b"OFF")):
             connection.sendall(self._words(b"*", *words))
 
     def finish(self, connection: socket.socket, userId: bytes) -> None:
-        """See L{wecompany.cli.bench.Target.finish}."""
+        """See L{wecompany.cli.target.Target.finish}."""
         self._until(connection, re.compile(re.escape(userId) + rb"\r\n:1\r\n"))
 
     def texts(self, sender: bytes, receiver: bytes, data: bytes) -> tuple[bytes, bytes]:
-        """See L{wecompany.cli.bench.Target.texts}."""
+        """See L{wecompany.cli.target.Target.texts}."""
         return self._words(b"*", b"PUBLISH", receiver, data), self._words(b">", b"message", receiver, data)
 
     def _words(self, kind: bytes, *words: bytes) -> bytes:
@@ -158,18 +133,18 @@ class Mosquitto(Peer):
     """mosquitto: each user has a topic, at quality of service 0."""
 
     def begin(self, connection: socket.socket, userId: bytes, credential: bytes = b"") -> None:
-        """See L{wecompany.cli.bench.Target.begin}."""
+        """See L{wecompany.cli.target.Target.begin}."""
         name = self._name(userId)
         connection.sendall(
             self._packet(0x10, self._name(b"MQTT") + b"\4\2\0\0" + name) + self._packet(0x82, b"\0\1" + name + b"\0")
         )
 
     def finish(self, connection: socket.socket, userId: bytes) -> None:
-        """See L{wecompany.cli.bench.Target.finish}."""
+        """See L{wecompany.cli.target.Target.finish}."""
         self._until(connection, re.compile(re.escape(b"\x20\2\0\0\x90\3\0\1\0")))
 
     def texts(self, sender: bytes, receiver: bytes, data: bytes) -> tuple[bytes, bytes]:
-        """See L{wecompany.cli.bench.Target.texts}."""
+        """See L{wecompany.cli.target.Target.texts}."""
         packet = self._packet(0x30, self._name(receiver) + data)
         return packet, packet
 
@@ -190,15 +165,15 @@ class Ngircd(Peer):
     atOnce = 5  # so many may wait to be accepted; the next one would try again a second later
 
     def begin(self, connection: socket.socket, userId: bytes, credential: bytes = b"") -> None:
-        """See L{wecompany.cli.bench.Target.begin}."""
+        """See L{wecompany.cli.target.Target.begin}."""
         connection.sendall(b"NICK %b\r\nUSER %b 0 * :x\r\n" % (userId, userId))
 
     def finish(self, connection: socket.socket, userId: bytes) -> None:
-        """See L{wecompany.cli.bench.Target.finish}: 376 and 422 end the greeting."""
+        """See L{wecompany.cli.target.Target.finish}: 376 and 422 end the greeting."""
         self._until(connection, re.compile(rb" (376|422) [^\n]*\n"))
 
     def texts(self, sender: bytes, receiver: bytes, data: bytes) -> tuple[bytes, bytes]:
-        """See L{wecompany.cli.bench.Target.texts}."""
+        """See L{wecompany.cli.target.Target.texts}."""
         message = b"PRIVMSG %b :%b\r\n" % (receiver, data)
         return message, b":%b!~%b@%b " % (sender, sender, self.host.encode()) + message
 
@@ -691,16 +666,8 @@ def parseArguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--peer", dest="peers", action="append", choices=list(PEERS), metavar="NAME", help="repeatable [default: all]"
     )
-    parser.add_argument(
-        "--shape",
-        dest="shapes",
-        action="append",
-        type=parseShape,
-        metavar="NAME[:N]",
-        help=f"repeatable [default: {' '.join(SHAPES)}]",
-    )
     parser.add_argument("--runs", type=atLeast(1), default=5, help="how often all is measured in turn [default: 5]")
-    addLoadOptions(parser)
+    addLoadOptions(parser, SHAPES)
     parser.add_argument(
         "--growth",
         action="store_true",

@@ -21,9 +21,10 @@ from tests import temporaryFolder
 
 if platform.isLinux():
     from benchmarks import bench, peers
-    from benchmarks.bench import Server, Trouble, started
+    from benchmarks.bench import Server, started
     from benchmarks.peers import Growth, Measured, Missing, Results, Summary, growth, growthText, resultsText, table
-    from wecompany.cli.bench import Asked, Progress, Shape, ShapeFigures
+    from wecompany.cli.load import Asked, Progress, Shape, ShapeFigures
+    from wecompany.cli.target import Trouble
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 60

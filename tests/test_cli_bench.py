@@ -30,44 +30,48 @@ from tests import temporaryFolder
 from tests.processes import INTERRUPT, Process, freePort, startServer
 from tests.test_tls import keyOf, makeCertificate
 from wecompany.cli import bench, main
-from wecompany.cli.bench import (
-    DEFAULT_SHAPES,
-    LADDER,
-    RAISED,
+from wecompany.cli.bench import DEFAULT_SHAPES, LADDER, atLeast, parseShape, plotLatency, positive, table
+from wecompany.cli.load import (
+    KINDS,
+    SPARE_FILES,
     STAMP,
+    TEXT_LIMIT,
+    WINDOWS_SOCKETS,
     Asked,
-    Connection,
+    Calls,
     Figures,
     Flow,
     IdleFigures,
     Load,
-    Loop,
     PacedFlow,
     Progress,
-    SelectorLoop,
     Shape,
     ShapeFigures,
     Tally,
-    Target,
-    Trouble,
-    Unreachable,
     Windows,
-    atLeast,
     cpuSeconds,
-    explained,
-    makeLoop,
+    machineTicks,
     measure,
     measureShape,
     memory,
-    parseShape,
     percentile,
-    plotLatency,
-    positive,
     raiseOpenFiles,
     stealPercent,
-    table,
 )
 from wecompany.cli.running import Problem
+from wecompany.cli.target import (
+    HINT,
+    RAISED,
+    SLICE,
+    Connection,
+    Loop,
+    SelectorLoop,
+    Target,
+    Trouble,
+    Unreachable,
+    explained,
+    makeLoop,
+)
 from wecompany.limits import DEFAULTS
 from wecompany.wire import ErrorCode, MessageType, RejectCode, decodeFrames, encodeError, encodeFrame
 
@@ -154,7 +158,7 @@ class ArgumentTests(BenchTestCase):
         with mock.patch.dict(os.environ, COLUMNS="80"):
             code, out, _ = self.bench("--help")
         self.assertEqual(code, 0)
-        for name in (*bench.KINDS, *RAISED, "Exit codes"):
+        for name in (*KINDS, *RAISED, "Exit codes"):
             self.assertIn(name, out)
         self.assertLess(max(map(len, out.splitlines())), 80)
 
@@ -162,7 +166,7 @@ class ArgumentTests(BenchTestCase):
         """Every limit that is to be raised is one that the server has, and the text limit is what the server's is."""
         limits = {limit.name: limit for limit in DEFAULTS}
         self.assertEqual([r for r in RAISED if r.removeprefix("--limit=").partition("=")[0] not in limits], [])
-        self.assertEqual(limits["text"].value, bench.TEXT_LIMIT)
+        self.assertEqual(limits["text"].value, TEXT_LIMIT)
 
     def test_users(self) -> None:
         """A file of users has an ID, a tab and a password in each line; what is wrong is told with its line."""
@@ -214,7 +218,7 @@ class CountingTests(SynchronousTestCase):
     def test_steal(self) -> None:
         """Where /proc/stat does not exist no steal is known; a time that has not passed has none."""
         with mock.patch.object(Path, "read_text", side_effect=FileNotFoundError):
-            self.assertEqual(bench.machineTicks(), (0, 0))
+            self.assertEqual(machineTicks(), (0, 0))
             self.assertEqual(stealPercent((0, 0)), 0.0)
 
     def test_otherProcesses(self) -> None:
@@ -239,10 +243,10 @@ class OpenFilesTests(SynchronousTestCase):
         limit = SimpleNamespace(RLIMIT_NOFILE=7, RLIM_INFINITY=-1, getrlimit=lambda _: (256, 1024))
         limit.setrlimit = mock.Mock()
         with mock.patch.dict(sys.modules, resource=limit):
-            raiseOpenFiles(1024 - bench.SPARE_FILES)
+            raiseOpenFiles(1024 - SPARE_FILES)
             limit.setrlimit.assert_called_once_with(7, (1024, 1024))
             with self.assertRaisesRegex(Trouble, "ulimit -n"):
-                raiseOpenFiles(1025 - bench.SPARE_FILES)
+                raiseOpenFiles(1025 - SPARE_FILES)
 
     def test_noHardLimit(self) -> None:
         """Where there is no hard limit but a hidden one, as many are asked for as are needed, and a refusal is told."""
@@ -257,15 +261,15 @@ class OpenFilesTests(SynchronousTestCase):
         limit.setrlimit = setLimit
         with mock.patch.dict(sys.modules, resource=limit):
             raiseOpenFiles(1000)
-            self.assertEqual(asked, [-1, 1000 + bench.SPARE_FILES])
+            self.assertEqual(asked, [-1, 1000 + SPARE_FILES])
             with self.assertRaisesRegex(Trouble, "not allowed"):
                 raiseOpenFiles(20_000)
 
     def test_windows(self) -> None:
         """Windows has no such limit, but a selector there watches 500 connections and no more."""
         with mock.patch.dict(sys.modules, resource=None):
-            raiseOpenFiles(bench.WINDOWS_SOCKETS)
-            self.assertRaisesRegex(Trouble, "Windows", raiseOpenFiles, bench.WINDOWS_SOCKETS + 1)
+            raiseOpenFiles(WINDOWS_SOCKETS)
+            self.assertRaisesRegex(Trouble, "Windows", raiseOpenFiles, WINDOWS_SOCKETS + 1)
 
 
 class LoopMixin:
@@ -382,7 +386,7 @@ class FlowTests(SynchronousTestCase):
 
     def test_latency(self) -> None:
         """Each message is timed from when it was sent, whether it arrives with others or not."""
-        with mock.patch.object(bench, "perf_counter_ns", side_effect=[1_000, 9_000]):
+        with mock.patch("wecompany.cli.load.perf_counter_ns", side_effect=[1_000, 9_000]):
             self.flow.arrived = lambda n, now: None
             self.flow.send(2, 0)
             self.flow.expect(500)
@@ -423,7 +427,7 @@ class PacedFlowTests(SynchronousTestCase):
             flow.send(due * 1_000)
         written = [m.replace(b"\0\3you", b"\0\2me", 1) for m in sender.written]
         stream = b"".join(b"%c%c%b" % (0, len(m) - 2, m[2:]) for i, m in enumerate(written) if i not in dropped)
-        with mock.patch.object(bench, "perf_counter_ns", return_value=10_000):
+        with mock.patch("wecompany.cli.load.perf_counter_ns", return_value=10_000):
             for cut in cuts:
                 if stream:
                     receiver.received(stream[:cut])
@@ -498,9 +502,9 @@ class ShownTests(BenchTestCase):
 
     def test_adviceOnce(self) -> None:
         """That the limits should be higher is said once, behind everything that it is for."""
-        note = f"slow\n{bench._HINT}"
+        note = f"slow\n{HINT}"
         shown = table(Figures("here", [figuresOf(notes=[note])], problems={"idle:5": note}))
-        self.assertTrue(shown.endswith(f"\nsparse: slow\n\nidle:5: slow\n\n{bench._HINT}"), shown)
+        self.assertTrue(shown.endswith(f"\nsparse: slow\n\nidle:5: slow\n\n{HINT}"), shown)
 
     def test_withoutPid(self) -> None:
         """What is not known is not shown as if it were, and how it can be known is said."""
@@ -569,7 +573,7 @@ class FakeLoad(Load):
         """Let the clock go on."""
         self.slices += 1
         if self._each:
-            self.tally.add(self._took, round(self._each * (until - self.now) / (bench.SLICE * 1e9)))
+            self.tally.add(self._took, round(self._each * (until - self.now) / (SLICE * 1e9)))
         self.now = until
         if self.slices == self._stopAt:
             raise KeyboardInterrupt
@@ -583,8 +587,8 @@ class MeasureTests(SynchronousTestCase):
         self.addCleanup(load.close)
         told: list[str] = []
         with (
-            mock.patch.object(bench, "perf_counter_ns", side_effect=lambda: load.now),
-            mock.patch.object(bench, "stealPercent", return_value=steal),
+            mock.patch("wecompany.cli.load.perf_counter_ns", side_effect=lambda: load.now),
+            mock.patch("wecompany.cli.load.stealPercent", return_value=steal),
         ):
             figures, isStopped = measure(load, "sparse", seconds, told.append)
         return figures, isStopped, told
@@ -627,10 +631,10 @@ class MeasureTests(SynchronousTestCase):
         """A paced load that could not keep its own pace says so, as the server is not to blame."""
         load = Shape("calls", 1).makeLoad(Target("nowhere", 1), Asked())
         self.addCleanup(load.close)
-        assert isinstance(load, bench.Calls)
+        assert isinstance(load, Calls)
         flow = mock.Mock()
         load._flows = [flow, flow]
-        with mock.patch.object(bench, "perf_counter_ns", side_effect=[0, 0, 20_000_000, 40_000_000]):
+        with mock.patch("wecompany.cli.load.perf_counter_ns", side_effect=[0, 0, 20_000_000, 40_000_000]):
             load.start()
             load.run(30_000_000)
         # 100 a second: at 20 ms those of 10 and 20 ms are sent, and the first of them is 10 ms late.
@@ -778,7 +782,7 @@ class WithServerTests(BenchTestCase):
         code, _, err = self.bench(address, "--tls", "--shape", "logins:2")
         self.assertEqual(code, 3)
         self.assertIn("--ca FILE", err)
-        with mock.patch.object(bench, "ANSWER_WITHIN", 0.3):
+        with mock.patch("wecompany.cli.target.ANSWER_WITHIN", 0.3):
             code, _, err = self.bench(address, "--shape", "sparse")
         self.assertEqual(code, 3, err)
         self.assertIn("TLS", err)

@@ -115,7 +115,7 @@ class IConnection(Interface):
         """Put whole frames, which belong together, behind what waits for this client in their class."""
 
     def sendRun(frames: list[bytes]) -> None:
-        """Do C{send} with each of these, while frames of somebody are being taken."""
+        """Do C{send} with each of these."""
 
     def hasRoomFor(size: int) -> bool:
         """Whether so many bytes of texts may wait besides those that do."""
@@ -204,7 +204,11 @@ class IHub(Interface):
         """
 
     def relayRun(connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes]) -> bool:
-        """Do L{relay} with frames that are alike but for their data, with all of them or none."""
+        """
+        Do L{relay} with frames that are alike but for their data, with all of them or none.
+
+        @raise WireError: if one of them is too long to be passed on; then none has been.
+        """
 
     def heardFrom(connection: IConnection) -> None:
         """Something has come from a connection that was probed, or whose session resumed another one."""

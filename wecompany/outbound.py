@@ -173,31 +173,32 @@ class Outbound:
             self._batch.append(frames)
         elif len(frames) > self._room:
             self._queue([frames])
-        else:
+        else:  # as _write does, without the call
             self._transport.write(frames)
             if self._paused or not self._pausesAtOnce:
                 self._remember(frames)
 
     def sendRun(self, frames: list[bytes]) -> None:
-        """Send each of these, as L{send} does, at the end of a turn that is open now."""
-        if not self._batch:
-            self._turn.add(self)
-        self._batch += frames
+        """Do L{send} with each of these."""
+        if self._turn.isOpen:
+            if not self._batch:
+                self._turn.add(self)
+            self._batch += frames
+        else:
+            self._sendAll(frames)
 
     def flush(self) -> None:
         """Send what was kept for the end of a turn."""
-        batch = self._batch
-        if not batch:
-            return
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self._sendAll(batch)
+
+    def _sendAll(self, batch: list[bytes]) -> None:
         data = batch[0] if len(batch) == 1 else b"".join(batch)
         if len(data) > self._room:
-            self._batch = []
             self._queue(batch)
-            return
-        batch.clear()
-        self._transport.write(data)
-        if self._paused or not self._pausesAtOnce:
-            self._remember(data)
+        else:
+            self._write(data)
 
     def setInCall(self, isInCall: bool) -> None:
         """Say whether the receiver is in a call: then sound waits behind less."""

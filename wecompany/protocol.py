@@ -44,7 +44,7 @@ from wecompany.wire import (
     WireError,
     checkUserId,
     decodeFrames,
-    decodeRuns,
+    decodeRun,
     decodeU32,
     encodeError,
     encodeFrame,
@@ -183,16 +183,18 @@ class WeCompanyProtocol(Protocol):
         """Take what has arrived, however the stream was cut."""
         if not self._heard:
             self._isHeard()
-        if self._isTaking and not self._unparsed and len(data) > 4 and data[0] << 8 | data[1] == len(data) - 2:
-            # One whole frame, as nearly always when little is going on.
-            body = 5 + (data[3] << 8 | data[4])
-            if body <= len(data):
+        if self._isTaking and not self._unparsed:
+            # What is just passed on, as nearly all is, goes its way without a turn.
+            if len(data) > 4 and data[0] << 8 | data[1] == len(data) - 2:
+                body = 5 + (data[3] << 8 | data[4])
                 try:
-                    if self.factory.relay(self, data[2], data[5:body], data[body:]):
+                    if body <= len(data) and self.factory.relay(self, data[2], data[5:body], data[body:]):
                         return
-                except Exception:  # noqa: BLE001 - see below
+                except Exception:  # noqa: BLE001 - whatever is wrong with one frame stays with that frame
                     self._isAtFault(data[2], data[5:body])
                     return
+            elif self._isRelayed(data):
+                return
         if self._unparsed:
             data = self._unparsed + data
         turn = self._turn
@@ -364,15 +366,34 @@ class WeCompanyProtocol(Protocol):
 
     # -- frames
 
+    def _isRelayed(self, data: bytes) -> bool:
+        """If C{data} is a run of frames and nothing else, pass them on; return whether that has been done."""
+        messageType, userId = NO_TYPE, b""
+        try:
+            run = decodeRun(data, 0, MAX_FRAMES)
+            if run is None or run[3] < len(data):
+                return False
+            messageType, userId, bodies, _ = run
+            return self.factory.relayRun(self, messageType, userId, bodies)
+        except WireError:
+            return False  # that is said where frames are taken one by one
+        except Exception:  # noqa: BLE001 - see dataReceived
+            self._isAtFault(messageType, userId)
+            return True
+
     def _takeFrames(self, data: bytes) -> None:
         receive = self.factory.frameReceived
-        end = 0
+        at = 0
+        left = MAX_FRAMES
         try:
-            for messageType, userId, bodies, ends in decodeRuns(data, MAX_FRAMES):
+            while left and (run := decodeRun(data, at, left)) is not None:
+                messageType, userId, bodies, end = run
+                left -= len(bodies)
                 if len(bodies) > 1 and self.factory.relayRun(self, messageType, userId, bodies):
-                    end = ends[-1]
+                    at = end
                     continue
-                for body, end in zip(bodies, ends, strict=True):
+                for body in bodies:
+                    at += 5 + len(userId) + len(body)
                     try:
                         receive(self, messageType, userId, body)
                     except WireError as e:
@@ -380,12 +401,12 @@ class WeCompanyProtocol(Protocol):
                     except Exception:  # noqa: BLE001 - whatever is wrong with one frame stays with that frame
                         self._isAtFault(messageType, userId)
                     if not self._isTaking:
-                        self._unparsed = data[end:] if self._phase is _Phase.REGISTERED else b""
+                        self._unparsed = data[at:] if self._phase is _Phase.REGISTERED else b""
                         return
         except WireError as e:
             self._close(e.code, e.text, NO_TYPE, b"")
         else:
-            self._unparsed = rest = data[end:]
+            self._unparsed = rest = data[at:]
             if rest and hasFrame(rest):  # it had its share of this turn
                 self.hold(SHARE_IS_OVER)
                 self._clock.callLater(0, self.release, SHARE_IS_OVER)

@@ -736,8 +736,9 @@ class WeCompanyFactory(Factory):
     def relayRun(self, connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes]) -> bool:
         """See L{IHub.relayRun}."""
         receiver = self._online.get(userId)
-        if receiver is None or len(connection.tag) + max(map(len, bodies)) >= MAX_PAYLOAD:
+        if receiver is None:
             return False
+        frames = encodeRun(messageType, connection.tag, bodies)
         if messageType == _TEXT:
             left = connection.textsLeft - len(bodies)
             if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._observers:
@@ -750,7 +751,7 @@ class WeCompanyFactory(Factory):
             connection.mediaLeft = left
         else:
             return False
-        receiver.sendRun(encodeRun(messageType, connection.tag, bodies))
+        receiver.sendRun(frames)
         return True
 
     def _text(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:

@@ -23,7 +23,13 @@ from twisted.cred.strcred import AuthOptionMixin, InvalidAuthType, UnsupportedIn
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IListeningPort, IReactorFromThreads, IReactorTime, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IListeningPort,
+    IProtocolFactory,
+    IReactorFromThreads,
+    IReactorTime,
+    IStreamServerEndpoint,
+)
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -40,6 +46,7 @@ from wecompany.poller import fastest
 from wecompany.server import BACKLOG, IDLE_TIMEOUT, MAX_REFUSED, WeCompanyFactory
 from wecompany.store import Store, openStore
 from wecompany.tls import ServerTLS, TLSProblem
+from wecompany.web import MAX_CONNECTIONS
 
 DEFAULT_PORT = 8888
 
@@ -132,6 +139,12 @@ class Options(_Options, AuthOptionMixin):
             "Ask clients for a certificate that a CA in this PEM file has signed: it stands for the password of the "
             "user that it names. Without --accounts and --auth it is required.",
         ],
+        [
+            "web",
+            None,
+            None,
+            "Serve the page for browsers too, on this TCP port or endpoint; --interface and --tls hold for the port.",
+        ],
         ["database", None, DEFAULT_DATABASE, "File of the store, in twistd's run directory; none for no store."],
         ["token-lifetime", None, TOKEN_LIFETIME, "How long the token from a log-in is good.", _seconds(1)],
         ["ring-timeout", None, RING_TIMEOUT, "How long a call rings.", _seconds(0.1)],
@@ -151,6 +164,7 @@ class Options(_Options, AuthOptionMixin):
     def __init__(self) -> None:
         super().__init__()
         self["listen"] = []
+        self["web-origins"] = []
         self["limits"] = Limits()
         self["credCheckers"] = []
         self._limits: list[str] = []
@@ -158,6 +172,10 @@ class Options(_Options, AuthOptionMixin):
     def opt_listen(self, endpoint: str) -> None:
         """Endpoint to listen on, in Twisted's notation; may be repeated."""
         self["listen"].append(endpoint)
+
+    def opt_web_origin(self, origin: str) -> None:
+        """Let pages of this origin connect too, as https://chat.example.com; may be repeated."""
+        self["web-origins"].append(origin)
 
     def opt_limit(self, setting: str) -> None:
         """Set one of the limits below, as NAME=VALUE or NAME=VALUE:BURST; 0 turns it off. May be repeated."""
@@ -214,15 +232,23 @@ class Options(_Options, AuthOptionMixin):
             self["limits"] = Limits.none()
         for setting in self._limits:
             self["limits"] = self["limits"].changed(setting)
+        web = self["web"]
+        if web is not None and ":" not in web:
+            try:
+                self["web"] = _whole("a port, a number from 0 to 65535, or an endpoint", 65535)(web)
+            except UsageError as e:
+                raise UsageError(f"--web: {e}") from None
+        hasPort = self["port"] is not None or isinstance(self["web"], int)
         for isWrong, why in (
             (
-                self["interface"] is not None and self["port"] is None,
+                self["interface"] is not None and not hasPort,
                 "--interface goes with --port; an endpoint of --listen names its own interface",
             ),
             (
-                self["tls"] is not None and self["port"] is None,
+                self["tls"] is not None and not hasPort,
                 "--tls goes with --port; for --listen there are ssl: endpoints",
             ),
+            (bool(self["web-origins"]) and web is None, "--web-origin goes with --web"),
             (self["tls"] is not None and not self["tls"].partition(",")[0], "--tls names a file: CERT or CERT,KEY"),
             (self["tls-clients"] is not None and self["tls"] is None, "--tls-clients goes with --tls"),
             (not self["database"], "--database names a file, or none"),
@@ -257,6 +283,7 @@ class Options(_Options, AuthOptionMixin):
 
 _GROUPS = {
     "Where it listens": ["port", "interface", "tls", "listen", "plain"],
+    "In the browser": ["web", "web-origin"],
     "Who may come in (anybody, if nothing here is chosen)": [
         "accounts",
         "signup",
@@ -297,7 +324,7 @@ RunInThread = Callable[..., Deferred[Any]]
 class _Listener(Service):
     """Listens on one endpoint."""
 
-    def __init__(self, name: str, endpoint: IStreamServerEndpoint, factory: WeCompanyFactory, isBare: bool) -> None:
+    def __init__(self, name: str, endpoint: IStreamServerEndpoint, factory: IProtocolFactory, isBare: bool) -> None:
         """
         @param isBare: whether passwords cross it as they are.
         """
@@ -349,6 +376,35 @@ class _Listener(Service):
         closing = None if port is None else port.stopListening()
         if closing is not None:
             await closing
+
+
+class _WebListener(_Listener):
+    """Listens for browsers."""
+
+    def __init__(
+        self, name: str, endpoint: IStreamServerEndpoint, site: IProtocolFactory, isBare: bool, isEncrypted: bool
+    ) -> None:
+        """
+        @param isEncrypted: whether browsers speak TLS with it.
+        """
+        super().__init__(name, endpoint, site, isBare)
+        self._isEncrypted = isEncrypted
+
+    def _warn(self, port: IListeningPort) -> IListeningPort:
+        address = port.getHost()
+        if isinstance(address, IPv4Address | IPv6Address):
+            isLocal = _isLoopback(address.host)
+            isAny = ip_address(address.host).is_unspecified
+            host = "localhost" if isAny else f"[{address.host}]" if ":" in address.host else address.host
+            scheme = "https" if self._isEncrypted else "http"
+            _log.info("The page for browsers: {url}", url=f"{scheme}://{host}:{address.port}/")
+            if not (isLocal or self._isEncrypted):
+                _log.warn(
+                    "Browsers on other machines give a page no camera and no microphone without TLS: use --tls or an "
+                    "ssl: endpoint, or a proxy with TLS in front of {name}.",
+                    name=self._name,
+                )
+        return super()._warn(port)
 
 
 def _isBare(name: str, endpoint: IStreamServerEndpoint) -> bool:
@@ -455,10 +511,12 @@ class WeCompanyService(MultiService):
         endpoints: list[tuple[str, IStreamServerEndpoint]],
         backend: Backend,
         tls: ServerTLS | None = None,
+        web: tuple[str, IStreamServerEndpoint, IProtocolFactory] | None = None,
     ) -> None:
         """
         @param endpoints: what to listen on, each with a name for messages: its string, if it is made of one.
         @param tls: the certificate of one of the endpoints.
+        @param web: name and endpoint for browsers, and what answers them.
         """
         super().__init__()
         self.factory = factory
@@ -468,6 +526,11 @@ class WeCompanyService(MultiService):
         for name, endpoint in endpoints:
             isBare = not backend.isOpen and _isBare(name, endpoint)
             _Listener(name, endpoint, factory, isBare).setServiceParent(self)
+        if web is not None:
+            name, endpoint, site = web
+            isEncrypted = isinstance(endpoint, SSL4ServerEndpoint) or name.removeprefix("haproxy:").startswith("ssl:")
+            isBare = not backend.isOpen and _isBare(name, endpoint)
+            _WebListener(name, endpoint, site, isBare, isEncrypted).setServiceParent(self)
 
     def startService(self) -> None:
         """
@@ -563,6 +626,8 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
     listener = reactor if options["plain"] else fastest(reactor)
     limits: Limits = options["limits"]
     openFiles = _raiseOpenFiles()
+    if options["web"] is not None and openFiles < math.inf:
+        openFiles -= min(MAX_CONNECTIONS, openFiles // 4)
     if not limits["connections"].value and openFiles < math.inf:
         limits = limits.changed(f"connections={max(1, int(openFiles) - RESERVED_FILES)}")
     checkers = options["credCheckers"]
@@ -587,34 +652,38 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
         makeAuthenticator if asksPasswords or options["tls-clients"] else None,
     )
     tls = None
-    endpoints: list[tuple[str, IStreamServerEndpoint]] = []
-    if options["port"] is not None:
-        interface = options["interface"] or ""
-        name = f"port {options['port']}{' of ' + interface if interface else ''}"
-        if options["tls"] is None:
-            endpoints.append((name, TCP4ServerEndpoint(listener, options["port"], BACKLOG, interface)))
-        else:
-            certificate, _, key = options["tls"].partition(",")
-            clients = options["tls-clients"]
-            try:
-                tls = ServerTLS(
-                    reactor,
-                    backend.runInThread,
-                    Path(certificate),
-                    Path(key) if key else None,
-                    Path(clients) if clients else None,
-                    isRequired=not asksPasswords,
-                )
-            except TLSProblem as e:
-                raise CannotStart(f"twistd wecompany: --tls: {e}") from None
-            endpoints.append((name, SSL4ServerEndpoint(listener, options["port"], tls, BACKLOG, interface)))
-    for description in options["listen"]:
+    if options["tls"] is not None:
+        certificate, _, key = options["tls"].partition(",")
+        clients = options["tls-clients"]
         try:
-            endpoints.append((description, serverFromString(listener, description)))
+            tls = ServerTLS(
+                reactor,
+                backend.runInThread,
+                Path(certificate),
+                Path(key) if key else None,
+                Path(clients) if clients else None,
+                isRequired=not asksPasswords,
+            )
+        except TLSProblem as e:
+            raise CannotStart(f"twistd wecompany: --tls: {e}") from None
+    interface = options["interface"] or ""
+
+    def portEndpoint(port: int) -> tuple[str, IStreamServerEndpoint]:
+        name = f"port {port}{' of ' + interface if interface else ''}"
+        if tls is None:
+            return name, TCP4ServerEndpoint(listener, port, BACKLOG, interface)
+        return name, SSL4ServerEndpoint(listener, port, tls, BACKLOG, interface)
+
+    def stringEndpoint(option: str, description: str) -> tuple[str, IStreamServerEndpoint]:
+        try:
+            return description, serverFromString(listener, description)
         except ImportError as e:
-            raise CannotStart(f'twistd wecompany: --listen {description}: {e}: pip install "wecompany[tls]"') from None
+            raise CannotStart(f'twistd wecompany: {option} {description}: {e}: pip install "wecompany[tls]"') from None
         except Exception as e:  # noqa: BLE001 - endpoint plugins raise what they like, OpenSSL's errors among it
-            raise CannotStart(f"twistd wecompany: --listen {description}: {e or type(e).__name__}") from None
+            raise CannotStart(f"twistd wecompany: {option} {description}: {e or type(e).__name__}") from None
+
+    endpoints = [] if options["port"] is None else [portEndpoint(options["port"])]
+    endpoints += [stringEndpoint("--listen", description) for description in options["listen"]]
     factory = WeCompanyFactory(
         reactor,
         ringTimeout=options["ring-timeout"],
@@ -624,4 +693,20 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
         broadcast=bool(options["broadcast"]),
         limits=limits,
     )
-    return WeCompanyService(factory, endpoints, backend, tls)
+    web = None
+    if options["web"] is not None:
+        wanted = options["web"]
+        where = portEndpoint(wanted) if isinstance(wanted, int) else stringEndpoint("--web", wanted)
+        web = (*where, _makeSite(factory, reactor, options["web-origins"]))
+    return WeCompanyService(factory, endpoints, backend, tls, web)
+
+
+def _makeSite(factory: WeCompanyFactory, reactor: IReactorTime, origins: list[str]) -> IProtocolFactory:
+    try:
+        from wecompany.web.site import WebSite
+    except ImportError as e:
+        raise CannotStart(f'twistd wecompany: --web: {e}: pip install "wecompany[web]"') from None
+    try:
+        return WebSite(factory, reactor, origins)
+    except ValueError as e:
+        raise CannotStart(f"twistd wecompany: --web-origin: {e}") from None

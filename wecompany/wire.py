@@ -233,12 +233,12 @@ def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes]) -> list[byt
 
     @raise WireError: badRequest, if one of them is too long.
     """
-    heads: dict[int, bytes] = {}
     frames = []
+    length = -1
     for data in bodies:
-        head = heads.get(len(data))
-        if head is None:
-            head = heads[len(data)] = encodeTagged(messageType, tag, data)[: 3 + len(tag)]
+        if len(data) != length:  # often the next one has as many bytes
+            length = len(data)
+            head = encodeTagged(messageType, tag, data)[: 3 + len(tag)]
         frames.append(head + data)
     return frames
 
@@ -253,54 +253,59 @@ def encodeFrame(messageType: int, userId: bytes, data: bytes = b"") -> bytes:
     return encodeTagged(messageType, encodeTag(userId), data)
 
 
-def decodeRuns(stream: bytes, most: int = sys.maxsize) -> Iterator[tuple[int, bytes, list[bytes], list[int]]]:
+def decodeRun(stream: bytes, start: int, most: int) -> tuple[int, bytes, list[bytes], int] | None:
     """
-    Yield C{(type, userId, bodies, ends)} for each run of frames of one type and user ID at the beginning of C{stream}.
+    Return C{(type, userId, bodies, end)} of the frames of one type and user ID that begin at C{start} in C{stream}.
 
-    Each of C{ends} is the offset in C{stream} behind that frame: C{stream[end:]} of the last one is what has to be kept
-    until more arrives.  Neither type nor user ID is judged here.
+    C{end} is the offset behind the last one.  Neither type nor user ID is judged here.
 
     @param most: the frames that are decoded at most.
-    @raise WireError: malformed, at the first frame that cannot be one, when those before it have been yielded.
+    @return: C{None} if there is no whole frame there.
+    @raise WireError: malformed, if the first frame cannot be one.
     """
-    end = 0
     size = len(stream)
-    while size - end >= 2 and most > 0:
-        length = stream[end] << 8 | stream[end + 1]
-        if length < 3:
-            raise WireError(ErrorCode.MALFORMED, f"a payload of {length} bytes is too short: it has at least 3")
-        start = end + 2
-        end = start + length
-        if end > size:
-            return
-        body = start + 3 + (stream[start + 1] << 8 | stream[start + 2])
-        if body > end:
-            raise WireError(ErrorCode.MALFORMED, "the user ID is longer than the payload")
-        bodies = [stream[body:end]]
-        ends = [end]
-        most -= 1
-        prefix = stream[start:body]
-        while stream.startswith(prefix, end + 2) and most > 0:
-            body = end + 2 + len(prefix)
-            next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
-            if not body <= next_ <= size:
+    if size - start < 2:
+        return None
+    length = stream[start] << 8 | stream[start + 1]
+    if length < 3:
+        raise WireError(ErrorCode.MALFORMED, f"a payload of {length} bytes is too short: it has at least 3")
+    end = start + 2 + length
+    if end > size:
+        return None
+    body = start + 5 + (stream[start + 3] << 8 | stream[start + 4])
+    if body > end:
+        raise WireError(ErrorCode.MALFORMED, "the user ID is longer than the payload")
+    userId = stream[start + 5 : body]
+    bodies = [stream[body:end]]
+    if end < size:
+        prefix = stream[start + 2 : body]
+        head = 2 + len(prefix)
+        for _ in range(most - 1):
+            if not stream.startswith(prefix, end + 2):
                 break
+            next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
+            if not end + head <= next_ <= size:
+                break
+            bodies.append(stream[end + head : next_])
             end = next_
-            bodies.append(stream[body:end])
-            ends.append(end)
-            most -= 1
-        yield prefix[0], prefix[3:], bodies, ends
+    return stream[start + 2], userId, bodies, end
 
 
 def decodeFrames(stream: bytes) -> Iterator[tuple[int, bytes, bytes, int]]:
     """
     Yield C{(type, userId, data, end)} for each whole frame at the beginning of C{stream}.
 
-    @raise WireError: see L{decodeRuns}.
+    C{end} is the offset in C{stream} behind that frame: C{stream[end:]} of the last one is what has to be kept until
+    more arrives.  Neither type nor user ID is judged here.
+
+    @raise WireError: malformed, at the first frame that cannot be one, when those before it have been yielded.
     """
-    for messageType, userId, bodies, ends in decodeRuns(stream):
-        for data, end in zip(bodies, ends, strict=True):
-            yield messageType, userId, data, end
+    at = 0
+    while (run := decodeRun(stream, at, sys.maxsize)) is not None:
+        messageType, userId, bodies, _ = run
+        for data in bodies:
+            at += 5 + len(userId) + len(data)
+            yield messageType, userId, data, at
 
 
 def hasFrame(stream: bytes) -> bool:

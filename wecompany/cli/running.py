@@ -157,14 +157,19 @@ def serverEndpoint(reactor: Any, server: str) -> IStreamClientEndpoint:
         except (ValueError, TypeError, KeyError) as e:
             raise Problem(f"--server {server}: {e}") from None
         return endpoint
-    return HostnameEndpoint(reactor, *_hostAndPort(server))
+    return HostnameEndpoint(reactor, *hostAndPort(server))
 
 
 def _isEndpointString(server: str) -> bool:
     return server.split(":")[0] in ("tcp", "tls", "ssl", "unix")
 
 
-def _hostAndPort(server: str) -> tuple[str, int]:
+def hostAndPort(server: str) -> tuple[str, int]:
+    """
+    Return what C{HOST}, C{HOST:PORT} or C{[IPV6]:PORT} names; without a port it is 8888.
+
+    @raise Problem: if it is none of these.
+    """
     host, colon, port = server.rpartition(":")
     if not colon or server.endswith("]"):
         host, port = server, "8888"
@@ -190,7 +195,7 @@ def endpointOf(reactor: Any, options: argparse.Namespace) -> IStreamClientEndpoi
         return serverEndpoint(reactor, options.server)
     if _isEndpointString(options.server):
         raise Problem(f"--server {options.server}: --tls, --ca and --cert go with HOST:PORT")
-    host, port = _hostAndPort(options.server)
+    host, port = hostAndPort(options.server)
     try:
         return tlsEndpoint(reactor, host, port, options.ca, options.certificate)
     except OSError as e:
@@ -207,7 +212,7 @@ def serverName(options: argparse.Namespace) -> str:
     """
     if _isEndpointString(options.server):
         return str(options.server)
-    host, port = _hostAndPort(options.server)
+    host, port = hostAndPort(options.server)
     return f"{'tls' if _isTls(options) else 'tcp'}:{host.lower()}:{port}"
 
 

@@ -1,0 +1,415 @@
+"""
+The page's files over HTTP, and the door to the gateway.
+
+The files are those of C{wecompany/web/pages}, read once; what is not among them is not there, however it is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from binascii import Error as NotBase64
+from collections.abc import Iterable
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from attrs import frozen
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.interfaces import IProtocol, IReactorTime, ITransport
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.resource import IResource, Resource
+from twisted.web.server import NOT_DONE_YET, Request, Site
+
+from wecompany.limits import AddressCounts, addressKey
+from wecompany.server import WeCompanyFactory
+from wecompany.web import MAX_CONNECTIONS
+from wecompany.web.gateway import Gateway
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+REQUEST_WITHIN = 15.0
+"""Seconds in which a whole request has to come, from the connection's beginning or the answer before it."""
+
+TAKE_WITHIN = 60
+"""Seconds in which a client has to take the last answer when its time for another request is over."""
+
+MAX_OF_ADDRESS = 500
+"""L{MAX_CONNECTIONS} of one address, unless it comes through a proxy, which tells the address later."""
+
+MAX_HEADERS = 16_384
+"""Bytes of a request's first line and headers."""
+
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".ico": "image/x-icon",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".mp3": "audio/mpeg",
+    ".ogg": "audio/ogg",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".txt": "text/plain; charset=utf-8",
+    ".wav": "audio/wav",
+    ".webmanifest": "application/manifest+json",
+    ".webp": "image/webp",
+    ".woff2": "font/woff2",
+}
+"""What is served, and as what.  The system's own table of types differs from one machine to the next."""
+
+_POLICY = (
+    "default-src 'self'; connect-src 'self'{sockets}; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "worker-src 'self'; object-src 'none'; base-uri 'none'; frame-ancestors 'none'; form-action 'self'"
+)
+
+_HEADERS = {
+    b"Content-Security-Policy": _POLICY.format(sockets="").encode(),
+    b"X-Content-Type-Options": b"nosniff",
+    b"X-Frame-Options": b"DENY",
+    b"Referrer-Policy": b"no-referrer",
+    b"Permissions-Policy": b"camera=(self), microphone=(self)",
+    b"Cross-Origin-Opener-Policy": b"same-origin",
+    b"Cross-Origin-Resource-Policy": b"same-origin",
+}
+"""What every answer has."""
+
+_TRANSPORT_SECURITY = b"max-age=31536000"
+
+_PORTS = {"http": 80, "https": 443}
+
+_HOST = re.compile(r"([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
+
+
+def checkOrigin(text: str) -> str:
+    """
+    Return an origin in the form in which browsers send it: C{scheme://host}, and the port unless it is the usual one.
+
+    @raise ValueError: if it is none; the text is one line that says why.
+    """
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(f"{text!r} is not an origin: https://HOST or https://HOST:PORT") from None
+    host = parts.netloc.lower()
+    if not parts.scheme.isalpha() or text.lower() != f"{parts.scheme}://{host}" or not _HOST.fullmatch(host):
+        raise ValueError(f"{text!r} is not an origin: https://HOST or https://HOST:PORT")
+    if port is not None and port == _PORTS.get(parts.scheme):
+        host = host.rpartition(":")[0]
+    return f"{parts.scheme}://{host}"
+
+
+@frozen
+class _File:
+    """
+    One of the page's files.
+
+    @ivar tag: its ETag: another one for every other content.
+    """
+
+    data: bytes
+    type: bytes
+    tag: bytes
+
+    @classmethod
+    def read(cls, file: Traversable, kind: str) -> _File:
+        data = file.read_bytes()
+        return cls(data, kind.encode(), b'"' + sha256(data).hexdigest()[:32].encode() + b'"')
+
+
+def _readFiles(folder: Traversable, path: str = "/") -> dict[bytes, _File]:
+    """Return all files in C{folder} of a type that is served, by their paths."""
+    found: dict[bytes, _File] = {}
+    for entry in folder.iterdir():
+        kind = _TYPES.get("." + entry.name.rpartition(".")[2])
+        if entry.is_dir():
+            found |= _readFiles(entry, f"{path}{entry.name}/")
+        elif kind is not None:
+            found[(path + entry.name).encode()] = _File.read(entry, kind)
+    return found
+
+
+class _Request(Request):
+    """A request whose answer has the strict headers, whatever it is."""
+
+    def render(self, resrc: IResource) -> None:
+        """Say what every answer says, and then the resource's own."""
+        headers = self.responseHeaders
+        headers.removeHeader(b"Server")
+        for name, value in _HEADERS.items():
+            headers.setRawHeaders(name, [value])
+        host = _hostOf(self)
+        if host:  # some browsers do not take 'self' for WebSockets
+            sockets = f" wss://{host}" + ("" if self.isSecure() else f" ws://{host}")
+            self.setHeader(b"Content-Security-Policy", _POLICY.format(sockets=sockets).encode())
+        if self.isSecure():
+            self.setHeader(b"Strict-Transport-Security", _TRANSPORT_SECURITY)
+        if self.method in (b"GET", b"HEAD"):
+            super().render(resrc)
+        else:
+            self.setHeader(b"Allow", b"GET, HEAD")
+            self.write(_say(self, 405, "Only GET and HEAD are served here."))
+            self.finish()
+
+
+def _hostOf(request: Request) -> str:
+    """Return the host and port that the client says it has asked; nothing if that makes no sense."""
+    hosts = request.requestHeaders.getRawHeaders(b"Host") or [b""]
+    host = hosts[0].decode("latin-1").lower()
+    return host if len(hosts) == 1 and _HOST.fullmatch(host) else ""
+
+
+def _say(request: Request, code: int, text: str, status: bytes | None = None) -> bytes:
+    """Answer with plain text; C{status} is for a code that Twisted has no words for."""
+    body = text.encode() + b"\n"
+    request.setResponseCode(code, status)
+    request.setHeader(b"Content-Type", b"text/plain; charset=utf-8")
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    request.setHeader(b"Cache-Control", b"no-store")
+    return b"" if request.method == b"HEAD" else body
+
+
+class _Pages(Resource):
+    """Everything that is not put beside it: the page's files."""
+
+    def __init__(self, folder: Traversable) -> None:
+        super().__init__()
+        self._files = _readFiles(folder)
+        if b"/index.html" in self._files:
+            self._files[b"/"] = self._files[b"/index.html"]
+
+    def getChild(self, path: bytes, request: Request) -> Resource:
+        """Return what is there, or what says that nothing is."""
+        return _Leaf(self._files.get(request.path))
+
+
+class _Leaf(Resource):
+    """A file, or none."""
+
+    isLeaf = True
+
+    def __init__(self, file: _File | None) -> None:
+        super().__init__()
+        self._file = file
+
+    def render(self, request: Request) -> bytes:
+        """Answer with the file, or that the client has it."""
+        file = self._file
+        if file is None:
+            return _say(request, 404, "There is nothing here.")
+        # The modules name each other, so all of them must be of one version: each is asked for, and seldom sent.
+        request.setHeader(b"Cache-Control", b"no-cache")
+        request.setHeader(b"ETag", file.tag)
+        given = b",".join(request.requestHeaders.getRawHeaders(b"If-None-Match") or [])
+        if any(tag.strip().removeprefix(b"W/") in (file.tag, b"*") for tag in given.split(b",")):
+            request.setResponseCode(304)
+            return b""
+        request.setHeader(b"Content-Type", file.type)
+        request.setHeader(b"Content-Length", b"%d" % len(file.data))
+        return b"" if request.method == b"HEAD" else file.data
+
+
+class _Door(Resource):
+    """C{/ws}: makes a WebSocket of a request that may become one."""
+
+    isLeaf = True
+
+    def __init__(self, factory: WeCompanyFactory, gateway: Gateway, origins: frozenset[str]) -> None:
+        super().__init__()
+        self._hub = factory
+        self._gateway = gateway
+        self._origins = origins
+
+    def render(self, request: Request) -> bytes | int:
+        """Shake hands, or say why not."""
+        if request.path != b"/ws":
+            return _say(request, 404, "There is nothing here.")
+        if not self._isAllowed(request):
+            self._hub.count("web requests refused: another origin")
+            return _say(request, 403, "Pages of that origin may not connect here.")
+        words = {word.strip().lower() for word in _header(request, b"Connection").split(b",")}
+        if (
+            request.method != b"GET"
+            or request.clientproto != b"HTTP/1.1"
+            or _header(request, b"Upgrade").lower() != b"websocket"
+            or b"upgrade" not in words
+            or _header(request, b"Sec-WebSocket-Version") != b"13"
+        ):
+            request.setHeader(b"Upgrade", b"websocket")
+            request.setHeader(b"Connection", b"Upgrade")
+            request.setHeader(b"Sec-WebSocket-Version", b"13")
+            return _say(request, 426, "This is a WebSocket, version 13.", b"Upgrade Required")
+        key = _header(request, b"Sec-WebSocket-Key")
+        if not _isKey(key):
+            return _say(request, 400, "Sec-WebSocket-Key is 16 bytes in base64.")
+        channel = request.channel
+        assert isinstance(channel, _Channel)
+        self._gateway.open(key, channel.upgrade)
+        return NOT_DONE_YET
+
+    def _isAllowed(self, request: Request) -> bool:
+        """Whether the page that asks may, or it is no page: only browsers say where a request comes from."""
+        origins = request.requestHeaders.getRawHeaders(b"Origin")
+        if origins is None:
+            return True
+        origin = origins[0].decode("latin-1").lower()
+        if len(origins) > 1:
+            return False
+        try:
+            own = checkOrigin(f"{'https' if request.isSecure() else 'http'}://{_hostOf(request)}")
+        except ValueError:
+            own = ""
+        return origin == own or origin in self._origins
+
+
+def _header(request: Request, name: bytes) -> bytes:
+    return b",".join(request.requestHeaders.getRawHeaders(name) or [])
+
+
+def _isKey(key: bytes) -> bool:
+    try:
+        return len(b64decode(key, validate=True)) == 16
+    except NotBase64:
+        return False
+
+
+class _Channel(HTTPChannel):
+    """
+    One connection that asks for files, or becomes a WebSocket.
+
+    It speaks HTTP/1.1 alone: that will do for a page of some files, and browsers open a WebSocket with nothing else.
+    """
+
+    totalHeadersSize = MAX_HEADERS
+    abortTimeout = TAKE_WITHIN
+    site: WebSite
+    transport: Any
+    _countedAs: str | None = None
+    _isCounted = False
+
+    def connectionMade(self) -> None:
+        """Begin, if there are not too many."""
+        self._isCounted = True
+        peer = self.transport.getPeer()
+        if isinstance(peer, IPv4Address | IPv6Address) and not hasattr(self.transport, "_proxyInfo"):
+            self._countedAs = addressKey(peer.host)
+        super().connectionMade()
+        if not self.site.enter(self, self._countedAs):
+            self.transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what has come, until the last answer is given: over TLS more can come then."""
+        if not self.transport.disconnecting:
+            super().dataReceived(data)
+
+    def resetTimeout(self) -> None:
+        """A few bytes give no more time: a whole request has to come."""
+
+    def timeoutConnection(self) -> None:
+        """The time for a request is over; what was answered may still be taken."""
+        self._abortingCall = self.callLater(self.abortTimeout, self.forceAbortClient)
+        self.loseConnection()
+
+    def forceAbortClient(self) -> None:
+        """It was not taken."""
+        self._abortingCall = None
+        self.transport.abortConnection()
+
+    def headerReceived(self, line: bytes) -> bool:
+        """Take a header; a request with a body is not even read."""
+        isGood: bool = super().headerReceived(line)
+        if isGood and self.length != 0:
+            self.transport.write(b"HTTP/1.1 413 Content Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.loseConnection()
+            return False
+        return isGood
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The connection is gone."""
+        self._leave()
+        super().connectionLost(reason)
+
+    def upgrade(self, protocol: IProtocol) -> ITransport:
+        """Hand the connection over: from now on, and with what follows the request already, it is C{protocol}'s."""
+        self._leave()
+        self.requests.clear()
+        self.transport.unregisterProducer()
+        self.dataReceived = self.rawDataReceived = protocol.dataReceived  # type: ignore[method-assign]
+        self.connectionLost = protocol.connectionLost  # type: ignore[method-assign, assignment]
+        transport: ITransport = self.transport
+        return transport
+
+    def _leave(self) -> None:
+        if self._isCounted:
+            self._isCounted = False
+            self.site.leave(self, self._countedAs)
+
+
+class WebSite(Site):
+    """
+    What an application listens with for browsers, through any endpoint: the page at C{/}, the gateway at C{/ws}.
+
+    Further resources can be put beside them: C{site.resource.putChild(b"news", resource)}.
+    """
+
+    noisy = False
+    displayTracebacks = False
+    requestFactory = _Request
+    protocol = _Channel  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        factory: WeCompanyFactory,
+        reactor: IReactorTime,
+        origins: Iterable[str] = (),
+        folder: Traversable | None = None,
+    ) -> None:
+        """
+        @param factory: the hub.
+        @param reactor: the time; it is the hub's.
+        @param origins: pages of these origins, such as C{https://chat.example.com}, may connect, too.
+        @param folder: files to serve in place of the page's own; they are read here and at once.
+        @raise ValueError: if one of the origins is none.
+        """
+        pages = _Pages(folder or files("wecompany.web") / "pages")
+        pages.putChild(b"ws", _Door(factory, Gateway(factory, reactor), frozenset(map(checkOrigin, origins))))
+        super().__init__(pages, timeout=REQUEST_WITHIN, reactor=reactor)
+        self._hub = factory
+        self._channels: set[_Channel] = set()
+        self._ofAddress = AddressCounts()
+
+    def enter(self, channel: _Channel, address: str | None) -> bool:
+        """
+        There is one more.
+
+        @param address: as it is counted; C{None} for one that is not.
+        @return: whether there may be.
+        """
+        self._channels.add(channel)
+        isTooMany = len(self._channels) > MAX_CONNECTIONS
+        isTooManyOfAddress = address is not None and self._ofAddress.add(address) > MAX_OF_ADDRESS
+        if isTooMany or isTooManyOfAddress:
+            self._hub.count(f"web connections refused: too many{'' if isTooMany else ' of one address'}")
+            return False
+        return True
+
+    def leave(self, channel: _Channel, address: str | None) -> None:
+        """There is one less."""
+        self._channels.discard(channel)
+        if address is not None:
+            self._ofAddress.remove(address)
+
+    def startFactory(self) -> None:
+        """Keep no log of requests, which whoever asks could fill, and no clock for one."""
+
+    def stopFactory(self) -> None:
+        """The port is closed: those that only ask for files go too."""
+        for channel in list(self._channels):
+            channel.loseConnection()
