@@ -16,6 +16,7 @@ from wecompany.protocol import MAX_FRAMES
 from wecompany.server import ServerObserver
 from wecompany.testing import FakeClient, MemoryServer, Message
 from wecompany.wire import (
+    MAX_PAYLOAD,
     NO_TYPE,
     ErrorCode,
     FileOffer,
@@ -28,6 +29,7 @@ from wecompany.wire import (
 
 TEXT = MessageType.TEXT
 HEARTBEAT = MessageType.HEARTBEAT
+MEDIA_DATA = MessageType.MEDIA_DATA
 
 
 class MessageTestCase(SynchronousTestCase):
@@ -129,6 +131,101 @@ class TextTests(MessageTestCase):
         """Frames in the same piece before a malformed one have their effect."""
         self.alice.sendBytes(b"\0\6\0\0\3bob" + b"\0\0")
         self.assertEqual(self.bob.received(), [Message(TEXT, "alice", b"")])
+
+
+class RunTests(MessageTestCase):
+    """Frames in a row that are alike but for their data, in one chunk."""
+
+    def send(self, *data: bytes, messageType: int = TEXT, to: bytes = b"bob") -> None:
+        """Have alice send these at once."""
+        self.alice.sendBytes(b"".join(encodeFrame(messageType, to, each) for each in data))
+
+    def data(self, client: FakeClient) -> list[bytes]:
+        return [message.data for message in client.received()]
+
+    @given(st.lists(st.binary(max_size=300), min_size=2, max_size=30), st.data())
+    def test_cut(self, texts: list[bytes], data: st.DataObject) -> None:
+        """However a run is cut, all of it arrives, in order."""
+        server = MemoryServer()
+        alice, bob = server.login("alice"), server.login("bob")
+        stream = b"".join(encodeFrame(TEXT, b"bob", text) for text in texts)
+        cut = data.draw(st.integers(0, len(stream)))
+        alice.sendBytes(stream[:cut])
+        alice.sendBytes(stream[cut:])
+        self.assertEqual(self.data(bob), texts)
+
+    def test_oneWrite(self) -> None:
+        """A run is one write."""
+        writes: list[bytes] = []
+        transport = self.bob.transport.other
+        self.patch(transport, "write", writes.append)
+        self.send(b"one", b"two", b"three")
+        frames = [encodeFrame(TEXT, b"alice", data) for data in (b"one", b"two", b"three")]
+        self.assertEqual(writes, [b"".join(frames)])
+
+    def test_tooLong(self) -> None:
+        """One that is too long to be passed on is answered by itself; the others arrive."""
+        self.alice = self.server.login("alice2")
+        longest = bytes(MAX_PAYLOAD - 1 - 2 - len("alice2"))
+        self.send(b"one", longest, b"two")
+        self.assertEqual(self.data(self.bob), [b"one", longest, b"two"])
+        self.send(b"one", longest + b"+", b"two")
+        self.assertEqual(self.data(self.bob), [b"one", b"two"])
+        self.assertError(self.alice, ErrorCode.BAD_REQUEST, TEXT, "bob")
+
+    def test_offline(self) -> None:
+        """A run to nobody is answered frame by frame."""
+        self.send(b"one", b"two", to=b"carol")
+        errors = self.alice.received()
+        self.assertEqual([message.data[0] for message in errors], [ErrorCode.OFFLINE] * 2)
+
+    def test_textRate(self) -> None:
+        """Each of a run counts for the text rate: behind the first that is over it, reading pauses."""
+        for burst, arrive in ((10, 10), (11, 11), (12, 11)):
+            self.server = MemoryServer(limits=Limits().changed("text=1:10"))
+            self.alice, self.bob = self.server.login("alice"), self.server.login("bob")
+            self.send(*(b"%d" % i for i in range(burst)))
+            self.assertEqual(len(self.bob.received()), arrive)
+            self.server.advance(3)
+            self.assertEqual(len(self.bob.received()), burst - arrive)
+
+    def test_media(self) -> None:
+        """Media of a call arrives, in order; that to anybody else is dropped and counted."""
+        pieces = [b"\0%d" % i for i in range(5)]
+        self.server.login("carol")
+        self.send(*pieces, messageType=MEDIA_DATA)
+        self.server.factory.calls.acceptCall(self.server.factory.calls.initiateCall("alice", "bob"))
+        self.bob.received()
+        self.send(*pieces, messageType=MEDIA_DATA)
+        self.send(*pieces, messageType=MEDIA_DATA, to=b"carol")
+        self.assertEqual(self.data(self.bob), pieces)
+        self.assertEqual(self.server.factory.counters["media dropped: no call, or the party is away"], 10)
+
+    def test_mediaRate(self) -> None:
+        """Each of a run counts for the media rate, and what is over it is dropped."""
+        self.server = MemoryServer(limits=Limits().changed("media=1:1000"))
+        self.alice, self.bob = self.server.login("alice"), self.server.login("bob")
+        self.server.factory.calls.acceptCall(self.server.factory.calls.initiateCall("alice", "bob"))
+        self.bob.received()
+        self.send(*[bytes(100)] * 12, messageType=MEDIA_DATA)
+        self.assertEqual(len(self.bob.received()), 10)
+        self.assertEqual(self.server.factory.counters["limits hit: media"], 2)
+
+    def test_fault(self) -> None:
+        """A fault in the server ends nothing, for one frame as for a run: it is logged, and answered once."""
+        for run in ((b"one",), (b"one", b"two")):
+            with self.subTest(run=run):
+                self.send(b"looks at the text rate")
+                self.bob.received()
+                transport = self.bob.transport.other
+                write = transport.write
+                transport.write = lambda data: [][1]  # type: ignore[method-assign]
+                self.send(*run)
+                transport.write = write  # type: ignore[method-assign]
+                self.assertError(self.alice, ErrorCode.INTERNAL, TEXT, "bob")
+                self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
+                self.send(*run)
+                self.assertEqual(self.data(self.bob), list(run))
 
 
 class BroadcastTests(MessageTestCase):

@@ -204,11 +204,7 @@ class IHub(Interface):
         """
 
     def relayRun(connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes]) -> bool:
-        """
-        Do L{relay} with frames that are alike but for their data, with all of them or none.
-
-        @raise WireError: if one of them is too long to be passed on; then none has been.
-        """
+        """Do L{relay} with frames that are alike but for their data, with all of them or none."""
 
     def heardFrom(connection: IConnection) -> None:
         """Something has come from a connection that was probed, or whose session resumed another one."""

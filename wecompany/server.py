@@ -738,7 +738,10 @@ class WeCompanyFactory(Factory):
         receiver = self._online.get(userId)
         if receiver is None:
             return False
-        frames = encodeRun(messageType, connection.tag, bodies)
+        try:
+            frames = encodeRun(messageType, connection.tag, bodies)
+        except WireError:
+            return False  # it is said of the one that is too long
         if messageType == _TEXT:
             left = connection.textsLeft - len(bodies)
             if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._observers:
