@@ -39,6 +39,8 @@ UNSENT = 16_384
 UNSENT_IN_CALL = 1
 """The same for a receiver in a call: it takes a piece when it has sent the one before, so that it never holds two."""
 
+_MEDIA = int(MessageType.MEDIA_DATA)
+
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 
 
@@ -52,9 +54,23 @@ class Turn:
     @ivar waiting: bytes that wait for all receivers together.
     @ivar overflowed: called when that exceeds C{mostWaiting}; not to act at once, as a sender is in the middle of
         something.
+    @ivar received: frames of each type that have come from all clients, by the type's number.
+    @ivar receivedBytes: how many bytes these had.
+    @ivar sent: frames of each type that were given to a way out, be it that they are dropped there.
+    @ivar sentBytes: how many bytes these had.
     """
 
-    __slots__ = ("_receivers", "isOpen", "mostWaiting", "overflowed", "waiting")
+    __slots__ = (
+        "_receivers",
+        "isOpen",
+        "mostWaiting",
+        "overflowed",
+        "received",
+        "receivedBytes",
+        "sent",
+        "sentBytes",
+        "waiting",
+    )
 
     _log = Logger()
 
@@ -63,7 +79,18 @@ class Turn:
         self.waiting = 0
         self.mostWaiting = mostWaiting
         self.overflowed = overflowed
+        # A type is a byte, so each has its place.
+        self.received, self.receivedBytes = [0] * 256, [0] * 256
+        self.sent, self.sentBytes = [0] * 256, [0] * 256
         self._receivers: list[Outbound] = []
+
+    def countSent(self, frames: bytes) -> None:
+        """Count frames of whatever types."""
+        start = 0
+        for messageType, _, _, end in decodeFrames(frames):
+            self.sent[messageType] += 1
+            self.sentBytes[messageType] += end - start
+            start = end
 
     def add(self, receiver: Outbound) -> None:
         """Remember that something is kept for C{receiver}."""
@@ -167,9 +194,16 @@ class Outbound:
 
     def send(self, frames: bytes) -> None:
         """Send whole frames that belong together, as soon as those before them in their class have been sent."""
-        if self._turn.isOpen:
+        turn = self._turn
+        messageType = frames[2]
+        if messageType <= _MEDIA:  # those have no others behind them
+            turn.sent[messageType] += 1
+            turn.sentBytes[messageType] += len(frames)
+        else:
+            turn.countSent(frames)
+        if turn.isOpen:
             if not self._batch:
-                self._turn.add(self)
+                turn.add(self)
             self._batch.append(frames)
         elif len(frames) > self._room:
             self._queue([frames])
@@ -179,10 +213,14 @@ class Outbound:
                 self._remember(frames)
 
     def sendRun(self, frames: list[bytes]) -> None:
-        """Do L{send} with each of these."""
-        if self._turn.isOpen:
+        """Do L{send} with each of these, which are of one type."""
+        turn = self._turn
+        messageType = frames[0][2]
+        turn.sent[messageType] += len(frames)
+        turn.sentBytes[messageType] += sum(map(len, frames))
+        if turn.isOpen:
             if not self._batch:
-                self._turn.add(self)
+                turn.add(self)
             self._batch += frames
         else:
             self._sendAll(frames)
@@ -275,6 +313,7 @@ class Outbound:
 
     def finish(self, lastFrames: bytes) -> None:
         """Hand everything to the transport, C{lastFrames} at the end, and be its producer no more."""
+        self._turn.countSent(lastFrames)
         self._transport.unregisterProducer()
         self._paused = False
         waiting = b"" if self._backlog is None else self._backlog.takeAll()

@@ -234,10 +234,11 @@ class Poller:
             selectable = selectables.get(fd)
             if selectable is None:
                 continue  # closed by one of those before it
+            isRead = True
             try:
                 if event == _READ:
                     # If that was said of another one with this number, there is just nothing to read.
-                    why, isRead = selectable.doRead(), True
+                    why = selectable.doRead()
                 elif fd in self._added:
                     continue
                 else:
