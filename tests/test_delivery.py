@@ -1208,6 +1208,17 @@ class MissedCallTests(DeliveryTestCase):
             alice.drop()
             self.server.advance(40)
 
+    def test_notMissed(self) -> None:
+        """A call that found one in another call, or that was declined, is no missed one."""
+        bob, alice, carol = (self.server.login(name) for name in ("bob", "alice", "carol"))
+        alice.send(MessageType.CALL_REQUEST, "bob", b"\0")
+        callId = alice.received()[0].data[:16]
+        carol.send(MessageType.CALL_REQUEST, "bob", b"\0")
+        self.assertEqual(carol.received()[0].data[16], RejectCode.BUSY)
+        bob.send(MessageType.CALL_REJECT, "alice", callId)
+        bob.drop()
+        self.assertEqual(self.missed(self.server.login("bob")), 0)
+
     def miss(self) -> None:
         """Let bob, who is away, miss a call."""
         self.server.login("alice").send(MessageType.CALL_REQUEST, "bob", b"\0")

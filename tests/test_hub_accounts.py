@@ -154,7 +154,7 @@ class OpenTests(SynchronousTestCase):
         carol.pauseReading()
         for user in ("bob", "bob", "carol", "carol"):
             alice.send(TEXT, user, bytes(60_000))
-        frames = [encodeFrame(TEXT, user, bytes(60_000)) for user in (b"carol", *[b"bob"] * 6)]
+        frames = [encodeFrame(TEXT, user, bytes(60_000)) for user in (*[b"bob"] * 6, b"carol")]
         alice.sendBytes(b"".join(frames))
         server.advance(5)
         self.assertEqual(server.factory.getOnlineUsers(), ["alice", "carol"])

@@ -632,6 +632,10 @@ class SocketTests(SynchronousTestCase):
             self.assertEqual(connection.textsWaiting, MAX_TEXTS - 1023 - room)
             self.assertEqual(self.factory.broadcastMessage(text), room)
         self.assertFalse(self.factory.sendMessage("slow", b""))
+        self.socket.take(2 * PIECE)
+        before = connection.textsWaiting
+        self.protocol.dataReceived(encodeFrame(TEXT, b"slow", b"from a client"))
+        self.assertGreater(connection.textsWaiting, before)
         while self.socket in self.reactor.getWriters():
             self.socket.take(MIB)
         self.assertTrue(connection.isDirect)
