@@ -97,14 +97,35 @@ test("Less is sent when frames are lost or late, and again only when that could 
   rate.report(0.1, 0);
   assert.equal(rate.bitrate, less);
   now += 2_000;
-  rate.report(0, 1_000);
+  rate.report(0, 200);
   assert.ok(rate.bitrate < less);
+});
+
+test("What arrives bounds what is sent when less has to be, and so a slow network is found at once.", () => {
+  const rate = new RateController(() => 0);
+  rate.report(0, 300, 160_000);
+  assert.equal(rate.bitrate, 120_000);
+});
+
+test("An encoder that needs little does not make the bitrate grow, nor shrink.", () => {
+  let now = 0;
+  const rate = new RateController(() => now);
+  for (; now < 60_000; now += 1_000) rate.report(0, 0, 50_000);
+  assert.equal(rate.bitrate, BITRATE.first);
+});
+
+test("While far too much waits on the way nothing is added, and then again.", () => {
+  const rate = new RateController(() => 0);
+  rate.report(0, 2_000);
+  assert.equal(rate.isDraining, true);
+  rate.report(0, 100);
+  assert.equal(rate.isDraining, false);
 });
 
 test("The bitrate grows while all is well, and stays within its bounds either way.", () => {
   let now = 0;
   const rate = new RateController(() => now);
-  for (let i = 0; i < 100; i += 1, now += 1_000) rate.report(0, 0);
+  for (let i = 0; i < 100; i += 1, now += 1_000) rate.report(0, 0, 10_000_000);
   assert.equal(rate.bitrate, BITRATE.most);
   for (let i = 0; i < 100; i += 1, now += 2_000) rate.congested();
   assert.equal(rate.bitrate, BITRATE.least);

@@ -80,7 +80,8 @@ test("Descriptions of this page's are understood by itself, and an empty one des
   const said = decodeDescription(data);
   assert.equal(wire.decodeText(data), python.page);
   assert.deepEqual([said.video.width, said.receives, said.hasFeedback], [640, ["opus"], true]);
-  assert.deepEqual([decodeDescription(new Uint8Array()).audio, decodeDescription(new Uint8Array()).video], [null, null]);
+  const nothing = decodeDescription(new Uint8Array());
+  assert.deepEqual([nothing.audio, nothing.video], [null, null]);
 });
 
 test("What is no description, or one of other codecs, is refused.", () => {

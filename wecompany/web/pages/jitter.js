@@ -8,10 +8,10 @@
 /** Milliseconds that wait before playing begins: at first, at least and at most. */
 export const TARGET = { first: 40, least: 40, most: 400 };
 
-/** Milliseconds by which that grows when the buffer has run dry, and shrinks after a while without that. */
+/** Milliseconds by which that grows when the buffer has run dry, and the part that stays after a while without that. */
 const GROW = 20;
-const SHRINK = 10;
-const SHRINK_AFTER = 4_000;
+const SHRINK = 0.9;
+const SHRINK_AFTER = 2_000;
 
 /** Milliseconds over which one looks how much was never needed, and how much of that may stay. */
 const LOOK_BACK = 1_000;
@@ -152,7 +152,7 @@ export class JitterBuffer {
     this.#sinceDry += ms;
     if (this.#sinceDry >= SHRINK_AFTER) {
       this.#sinceDry = 0;
-      this.target = Math.max(TARGET.least, this.target - SHRINK);
+      this.target = Math.max(TARGET.least, Math.floor(this.target * SHRINK));
     }
     if (this.#lookedBack < LOOK_BACK) return;
     // What never got used in all that time is delay and nothing else.

@@ -16,6 +16,9 @@ const SILENT_AFTER = 2_500;
 
 const PICTURE_RATE = "30";
 
+/** Milliseconds for a camera to give smaller pictures, before still smaller ones are asked for. */
+const SHRINK_AGAIN = 4_000;
+
 /** Pixels below which no smaller pictures are asked for, however slow the machine is. */
 const LEAST_WIDTH = 320;
 
@@ -38,10 +41,12 @@ export class Media extends Events {
   #lastReport = null;
   #before = { received: 0, lost: 0 };
   #shownBefore = 0;
+  #picturesBefore = -1;
   #framesNow = 0;
   #isStopped = false;
   #context = null;
   #theirs = null;
+  #shrunkAt = -Infinity;
 
   /**
    * @param abilities what devices.capabilities() gave
@@ -212,10 +217,12 @@ export class Media extends Events {
     if (track !== null) this.preview.play().catch(() => {}); // stopped before it began
   }
 
-  /** This machine is too slow for such pictures: take smaller ones. */
+  /** The machine or the network is too slow for such pictures: take smaller ones. */
   #shrink() {
     const { width, height } = this.camera?.getSettings() ?? {};
-    if (!(width > LEAST_WIDTH)) return;
+    const now = performance.now();
+    if (!(width > LEAST_WIDTH) || now - this.#shrunkAt < SHRINK_AGAIN) return;
+    this.#shrunkAt = now;
     const size = { width: Math.round(width / 2), height: Math.round(height / 2) };
     this.camera.applyConstraints({ ...size, frameRate: Number(PICTURE_RATE) }).catch(() => {}); // it cannot
   }
@@ -234,7 +241,7 @@ export class Media extends Events {
 
   #report() {
     if (this.#receiver === null) return;
-    const { audio, video, shown, late } = this.#receiver;
+    const { audio, video, shown, late, bytes } = this.#receiver;
     this.#framesNow = shown - this.#shownBefore;
     this.#shownBefore = shown;
     const received = audio.received + video.received;
@@ -242,6 +249,9 @@ export class Media extends Events {
     const all = received + lost - this.#before.received - this.#before.lost;
     this.loss = all > 0 ? (lost - this.#before.lost) / all : 0;
     this.#before = { received, lost };
+    // Once the server has dropped a picture it drops all up to the next key frame, so that nothing tells of it.
+    if (this.peer.camera && video.received === this.#picturesBefore) this.#receiver.askForKey();
+    this.#picturesBefore = video.received;
     const now = performance.now();
     this.#tell({
       t: "report",
@@ -249,6 +259,7 @@ export class Media extends Events {
       ...(this.#lastReport && { echo: this.#lastReport.at, held: Math.round(now - this.#lastReport.heardAt) }),
       audio: [audio.received, audio.lost],
       video: [video.received, video.lost],
+      bytes,
       late,
       microphone: this.microphone !== null && !this.isMuted,
       camera: this.camera !== null && this.canShowCamera,
@@ -265,7 +276,7 @@ export class Media extends Events {
   #reportHeard(report) {
     const now = performance.now();
     const before = this.#lastReport;
-    this.#lastReport = { at: Number(report.at), heardAt: now, video: report.video };
+    this.#lastReport = { at: Number(report.at), heardAt: now, video: report.video, bytes: Number(report.bytes) };
     if (Number.isFinite(report.echo) && Number.isFinite(report.held)) {
       this.roundTrip = Math.max(0, Math.round(now - report.echo - report.held));
     }
@@ -273,7 +284,11 @@ export class Media extends Events {
     const [received, lost] = Array.isArray(report.video) ? report.video : [0, 0];
     const [receivedBefore, lostBefore] = Array.isArray(before?.video) ? before.video : [0, 0];
     const all = received - receivedBefore + lost - lostBefore;
-    if (all > 0) this.#rate.report((lost - lostBefore) / all, Number(report.late) || 0);
+    const seconds = (report.at - before?.at) / 1000;
+    const arrived = seconds > 0.2 ? ((report.bytes - before.bytes) * 8) / seconds : Infinity;
+    if (all > 0 || this.#rate.isDraining) {
+      this.#rate.report(all > 0 ? (lost - lostBefore) / all : 0, Number(report.late) || 0, arrived || Infinity);
+    }
   }
 }
 

@@ -36,6 +36,11 @@ class Count {
   lost = 0;
   #last = null;
 
+  /** A connection was lost: what was missed meanwhile says nothing of the network. */
+  beginAnew() {
+    this.#last = null;
+  }
+
   /** Take a frame's number; returns whether it follows the one before it. */
   take(sequence) {
     const gap = this.#last === null ? 0 : (sequence - this.#last - 1) >>> 0;
@@ -52,6 +57,8 @@ export class Receiver {
   /** Frames that were decoded, and pictures that were shown. */
   decoded = { audio: 0, video: 0 };
   shown = 0;
+  /** Bytes of all frames that came. */
+  bytes = 0;
   size = { width: 0, height: 0 };
   #reassembler = new Reassembler();
   #audioDecoder = null;
@@ -110,6 +117,7 @@ export class Receiver {
   feed(media) {
     const frame = this.#reassembler.feed(media);
     if (frame === null) return;
+    this.bytes += frame.data.length;
     if (frame.kind === Kind.OTHER) {
       this.#said(decodeText(frame.data));
       return;
@@ -123,6 +131,8 @@ export class Receiver {
   connectionLost() {
     this.#reassembler = new Reassembler();
     this.#earliest = [];
+    this.#needsKey = true;
+    for (const count of [this.audio, this.video]) count.beginAnew();
   }
 
   stop() {
@@ -213,7 +223,7 @@ export class Receiver {
     const isBehind = (this.#videoDecoder?.decodeQueueSize ?? 0) > MAX_DECODING;
     if (!isKey && (!follows || isBehind)) this.#needsKey = true;
     if (!isKey && this.#needsKey) {
-      this.#askForKey();
+      this.askForKey();
       return;
     }
     this.#needsKey = false;
@@ -227,13 +237,14 @@ export class Receiver {
       error: (error) => {
         console.error(error);
         this.#needsKey = true;
-        this.#askForKey();
+        this.askForKey();
       },
     });
     this.#videoDecoder.configure(VP8_DECODER);
   }
 
-  #askForKey() {
+  /** Without a key frame there is no going on. */
+  askForKey() {
     const now = performance.now();
     if (now - this.#askedAt < ASK_AGAIN) return;
     this.#askedAt = now;

@@ -16,8 +16,9 @@ const SLOW_FOR = 15;
 const KEY_AFTER = 300;
 const KEY_EVERY = 2_000;
 
-/** Bits a second below which only every second picture is sent. */
-const HALF_RATE_BELOW = 150_000;
+/** Bits a second for each pixel below which only every second picture is sent, and smaller ones had better be. */
+const SPARSE = 1;
+const TOO_FEW = 0.6;
 
 /** The part by which the bitrate has to change before the encoder is told. */
 const WORTH_TELLING = 0.12;
@@ -76,7 +77,7 @@ export class Sender {
    * @param link send(piece), which returns whether it went out, isReady(), and backlog() in bytes
    * @param rate a RateController
    * @param hasFeedback whether the other side asks for key frames
-   * @param tooSlow called when this machine does not keep up with the pictures
+   * @param tooSlow called when the machine or the network does not keep up with the pictures
    */
   constructor(context, link, rate, hasFeedback, tooSlow) {
     this.tooSlow = tooSlow;
@@ -166,8 +167,10 @@ export class Sender {
     const isCongested = this.link.backlog() > MAX_BACKLOG.video;
     if (isCongested) this.rate.congested();
     this.#odd = !this.#odd;
-    const isSpared = this.rate.bitrate < HALF_RATE_BELOW && this.#odd;
-    if (isCongested || isSpared || (this.#videoEncoder?.encodeQueueSize ?? 0) >= MAX_ENCODING) {
+    const density = this.rate.bitrate / (picture.displayWidth * picture.displayHeight);
+    if (density < TOO_FEW) this.tooSlow();
+    const isSpared = density < SPARSE && this.#odd;
+    if (isCongested || isSpared || this.rate.isDraining || (this.#videoEncoder?.encodeQueueSize ?? 0) >= MAX_ENCODING) {
       this.sent.skipped += 1;
       return;
     }

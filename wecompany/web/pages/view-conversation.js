@@ -238,7 +238,10 @@ export class ConversationView {
     if (file.state === "done" && !mine) buttons.append(button("save", () => this.save(message)));
     return [
       make("span", { class: "round" }, icon("file")),
-      make("p", {}, make("strong", { dir: "auto" }, file.name), make("span", { class: "muted" }, this.#fileWords(message))),
+      make(
+        "p", {}, make("strong", { dir: "auto" }, file.name),
+        make("span", { class: "muted" }, this.#fileWords(message)),
+      ),
       isMoving && make("progress", { max: file.size || 1, value: transfer?.done ?? 0, ariaLabel: file.name }),
       this.#picture(message),
       buttons.children.length > 0 && buttons,
