@@ -985,7 +985,8 @@ ARROWS: dict[str, set[str]] = {
         *("outbound", "delivery", "poller", "protocol"),
     },
     "service": {"_version", "interfaces", "limits", "calls", "accounts", "poller", "server", "store", "tls", "web"},
-    "web": {"wire", "interfaces", "limits", "protocol", "server"},
+    "metrics": {"wire", "interfaces", "server"},
+    "web": {"wire", "interfaces", "limits", "protocol", "server", "metrics"},
     "testing": {"server", "wire", "limits", "database", "store"},
     "media": {"wire"},
     "client": {"wire", "interfaces"},
@@ -994,7 +995,7 @@ ARROWS: dict[str, set[str]] = {
 }
 """Which room of the package may import which; the package itself is the empty one."""
 
-OPTIONAL = {"rich", "av", "argon2", "OpenSSL", "cryptography", "autobahn", "txaio", "matplotlib"}
+OPTIONAL = {"rich", "av", "argon2", "OpenSSL", "cryptography", "autobahn", "txaio", "matplotlib", "prometheus_client"}
 """What an extra brings: imported only where it is needed."""
 
 CORE = {"twisted", "attrs", "automat", "zope"}

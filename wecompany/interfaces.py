@@ -362,6 +362,7 @@ class IStore(Interface):
     """
 
     pendingBytes = Attribute("int: about how much has been asked for and is not committed yet.")
+    isFailing = Attribute("bool: whether it could not write when it last tried.")
 
     blocks = Attribute("Mapping[bytes, Set[bytes]]: for each user with any, whom that user blocks; always up to date.")
 

@@ -152,7 +152,8 @@ class Presence:
                 break
         else:
             del self._listings[connection]
-        connection.send(b"".join(piece))
+        if piece:
+            connection.send(b"".join(piece))
 
     def _subscribe(self, connection: IConnection, userId: bytes) -> None:
         watched = self._watched.setdefault(connection, set())

@@ -428,6 +428,8 @@ class WeCompanyProtocol(Protocol):
         try:
             for messageType, userId, body, end in decodeFrames(data):
                 self._unparsed = b""
+                self._turn.received[messageType] += 1
+                self._turn.receivedBytes[messageType] += end
                 self._setPhase(_Phase.REGISTERING)
                 self._deadline = self._clock.seconds() + DECIDE_WITHIN
                 self._keepUnparsed(data[end:])

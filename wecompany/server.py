@@ -104,13 +104,25 @@ TOO_FAST = "it writes too fast"
 """Why a connection is not read."""
 
 
+_RELAYS = ("relay", "relayRun")
+
 _TEXT = int(MessageType.TEXT)
 _MEDIA = int(MessageType.MEDIA_DATA)
 
 BLOCKED = "that user takes nothing from you"
 
-_MISSED = {RejectCode.NO_ANSWER, RejectCode.OFFLINE, EndCode.CANCELLED}
-"""How a call ends that its callee has missed."""
+_MISSED = {(RejectCode, RejectCode.NO_ANSWER), (RejectCode, RejectCode.OFFLINE), (EndCode, EndCode.CANCELLED)}
+"""How a call ends that its callee has missed.  The numbers alone would not do: that of cancelled is that of busy."""
+
+
+def _wantsMessages(observer: IServerObserver) -> bool:
+    """Return whether that observer does anything with a message."""
+    heard = getattr(observer, "messageReceived", None)
+    return getattr(heard, "__func__", None) is not ServerObserver.messageReceived
+
+
+def _nobodyWatches(late: float) -> None:
+    """Stand for L{WeCompanyFactory.swept} where it is not set."""
 
 
 _ACCOUNT_COMMANDS = {AccountOp.LOG_OUT, AccountOp.CHANGE_PASSWORD, AccountOp.NEW_TOKEN}
@@ -118,7 +130,11 @@ _ACCOUNT_COMMANDS = {AccountOp.LOG_OUT, AccountOp.CHANGE_PASSWORD, AccountOp.NEW
 
 @implementer(IServerObserver)
 class ServerObserver:
-    """An L{IServerObserver} to derive from: it does nothing."""
+    """
+    An L{IServerObserver} to derive from: it does nothing.
+
+    Messages are passed on faster while no observer wants them: do not define C{messageReceived} unless you need it.
+    """
 
     def clientConnected(self, userId: str) -> None:
         """See L{IServerObserver.clientConnected}."""
@@ -170,6 +186,9 @@ class WeCompanyFactory(Factory):
 
     @ivar calls: the L{VideoCallServer} with all calls.
     @ivar counters: what was dropped, refused or closed, and how often, since the start.
+    @ivar registrations: how often somebody has registered, since the start.
+    @ivar traffic: where the frames and bytes of each type are counted, in both directions, and the bytes that wait.
+    @ivar swept: called about each second while somebody is connected, with the seconds by which that is late.
     """
 
     noisy = False
@@ -225,6 +244,7 @@ class WeCompanyFactory(Factory):
         self._unregisteredOfAddress = AddressCounts()
         self._unregistered: set[IConnection] = set()
         self._observers: list[IServerObserver] = list(observers)
+        self._listeners = list(filter(_wantsMessages, self._observers))
         self._connections: set[IConnection] = set()
         self._refused: set[IConnection] = set()
         self._online: dict[bytes, IConnection] = {}
@@ -233,8 +253,12 @@ class WeCompanyFactory(Factory):
         self._commanding: set[IConnection] = set()
         self._ports: list[IListeningPort] = []
         self._sweeping: IDelayedCall | None = None
+        self._sweepAt = 0.0
+        self.swept: Callable[[float], None] = _nobodyWatches
         self._reportAt = 0.0
-        self._turn = Turn(limits["queued-memory"].value or math.inf, self._queuedTooMuch)
+        self._turn = self.traffic = Turn(limits["queued-memory"].value or math.inf, self._queuedTooMuch)
+        self._received, self._receivedBytes = self._turn.received, self._turn.receivedBytes
+        self.registrations = 0
         self._isRelieving = False
         self._isStopping = False
         self._stopped: Deferred[None]
@@ -379,13 +403,57 @@ class WeCompanyFactory(Factory):
         """Return the IDs of all users online, in the order in which they came."""
         return [userId.decode() for userId in self._online]
 
+    @property
+    def connectionCount(self) -> int:
+        """How many are connected, be they registered or not."""
+        return len(self._connections)
+
+    @property
+    def onlineCount(self) -> int:
+        """How many users are online."""
+        return len(self._online)
+
+    @property
+    def store(self) -> IStore | None:
+        """The store, where there is one: see L{setStore}."""
+        return self._store
+
+    @property
+    def isStopping(self) -> bool:
+        """Whether L{stopServer} is at work."""
+        return self._isStopping
+
+    @property
+    def isStoreFailing(self) -> bool:
+        """Whether the store could not write when it last tried."""
+        return self._store is not None and self._store.isFailing
+
+    def timeRelay(self, tell: Callable[[float], None]) -> None:
+        """
+        Call C{tell} with the seconds that the next frame, or run of frames, takes to be passed on, up to the receiver's
+        socket; with none, if that is one with which there is more to do.
+        """
+        for name in _RELAYS:  # before the methods of these names, until one is called: so all others pay nothing for it
+            vars(self)[name] = partial(self._timedRelay, name, tell)
+
+    def _timedRelay(self, name: str, tell: Callable[[float], None], *frames: object) -> bool:
+        for each in _RELAYS:
+            del vars(self)[each]
+        began = self._reactor.seconds()
+        isRelayed: bool = getattr(self, name)(*frames)
+        if isRelayed:
+            tell(self._reactor.seconds() - began)
+        return isRelayed
+
     def addObserver(self, observer: IServerObserver) -> None:
         """Tell C{observer} what happens from now on."""
         self._observers.append(observer)
+        self._listeners = list(filter(_wantsMessages, self._observers))
 
     def removeObserver(self, observer: IServerObserver) -> None:
         """Tell C{observer} nothing more."""
         self._observers.remove(observer)
+        self._listeners = list(filter(_wantsMessages, self._observers))
 
     # -- Factory
 
@@ -430,7 +498,7 @@ class WeCompanyFactory(Factory):
                 callId, caller, callee, session.isVideo, startedAt, answeredAt, int(session.endedAt * 1000), outcomeText
             )
         )
-        if outcome in _MISSED and answeredAt is None:
+        if (type(outcome), outcome) in _MISSED and answeredAt is None:
             self._store.missedCall(callee, MissedCall(callId, caller, startedAt))
 
     def routesChanged(self, userId: bytes) -> None:
@@ -574,6 +642,7 @@ class WeCompanyFactory(Factory):
     def _admit(self, newcomer: _Newcomer, sessionId: bytes, begun: Begun | None) -> None:
         connection, userId = newcomer.connection, newcomer.userId
         self._online[userId] = connection
+        self.registrations += 1
         self._isRegistered(connection)
         connection.session = newcomer.session
         isReliable = newcomer.session is not None
@@ -617,7 +686,7 @@ class WeCompanyFactory(Factory):
         """See L{IHub.isBehind}."""
         if self._delivery is None:
             connection.isDirect = False
-        elif self._online.get(connection.userId) is connection:
+        else:
             self._delivery.divert(connection)
 
     def cleared(self, connection: IConnection) -> None:
@@ -705,6 +774,8 @@ class WeCompanyFactory(Factory):
 
     def frameReceived(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
         """See L{IHub.frameReceived}."""
+        self._received[messageType] += 1
+        self._receivedBytes[messageType] += 5 + len(userId) + len(data)
         handler = self._handlers.get(messageType)
         if handler is None:
             raise WireError(ErrorCode.BAD_REQUEST, f"a registered client sends no frames of type {messageType}")
@@ -715,21 +786,24 @@ class WeCompanyFactory(Factory):
     def relay(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> bool:
         """See L{IHub.relay}."""
         receiver = self._online.get(userId)
-        length = 1 + len(connection.tag) + len(data)
+        size = len(data)
+        length = 1 + len(connection.tag) + size
         if receiver is None or length > MAX_PAYLOAD:
             return False
         if messageType == _TEXT:
             left = connection.textsLeft - 1
-            if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._observers:
+            if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._listeners:
                 return False
             connection.textsLeft = left
         elif messageType == _MEDIA and self.calls.routes.get(connection.userId) == userId:
-            left = connection.mediaLeft - len(data)
+            left = connection.mediaLeft - size
             if left < 0:
                 return False
             connection.mediaLeft = left
         else:
             return False
+        self._received[messageType] += 1
+        self._receivedBytes[messageType] += 5 + len(userId) + size
         receiver.send(packHead(length, messageType) + connection.tag + data)
         return True
 
@@ -744,7 +818,7 @@ class WeCompanyFactory(Factory):
             return False  # it is said of the one that is too long
         if messageType == _TEXT:
             left = connection.textsLeft - len(bodies)
-            if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._observers:
+            if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._listeners:
                 return False
             connection.textsLeft = left
         elif messageType == _MEDIA and self.calls.routes.get(connection.userId) == userId:
@@ -754,6 +828,8 @@ class WeCompanyFactory(Factory):
             connection.mediaLeft = left
         else:
             return False
+        self._received[messageType] += len(bodies)
+        self._receivedBytes[messageType] += (5 + len(userId)) * len(bodies) + sum(map(len, bodies))
         receiver.sendRun(frames)
         return True
 
@@ -776,7 +852,7 @@ class WeCompanyFactory(Factory):
                 assert self._delivery is not None
                 self._delivery.refuse(connection, e, userId)
                 return
-        if self._observers and (receiver is not None or not userId):
+        if self._listeners and (receiver is not None or not userId):
             self.tell("messageReceived", connection.userId.decode(), userId.decode(), messageType, data)
 
     def _keepText(self, connection: IConnection, userId: bytes, data: bytes) -> None:
@@ -876,7 +952,7 @@ class WeCompanyFactory(Factory):
 
     def _file(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
         self._files.frameReceived(connection.userId, userId, data)
-        if self._observers and userId in self._online:
+        if self._listeners and userId in self._online:
             self.tell("messageReceived", connection.userId.decode(), userId.decode(), messageType, data)
 
     def _callFrame(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
@@ -974,12 +1050,15 @@ class WeCompanyFactory(Factory):
     # -- time
 
     def _scheduleSweep(self) -> None:
-        self._sweeping = self._reactor.callLater(min(SWEEP_EVERY, self.idleTimeout / 10), self._sweep)
+        delay = min(SWEEP_EVERY, self.idleTimeout / 10)
+        self._sweepAt = self._reactor.seconds() + delay
+        self._sweeping = self._reactor.callLater(delay, self._sweep)
 
     def _sweep(self) -> None:
         if self._delivery is not None:
             self._delivery.sweep()
         now = self._reactor.seconds()
+        self.swept(max(0.0, now - self._sweepAt))
         if now >= self._reportAt:
             self._reportAt = now + REPORT_EVERY
             self._report()

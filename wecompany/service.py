@@ -145,6 +145,13 @@ class Options(_Options, AuthOptionMixin):
             None,
             "Serve the page for browsers too, on this TCP port or endpoint; --interface and --tls hold for the port.",
         ],
+        [
+            "status-password",
+            None,
+            None,
+            "Give /metrics on the web port to whoever has the password in this file, and to nobody else. "
+            "[default: to this machine, without one]",
+        ],
         ["database", None, DEFAULT_DATABASE, "File of the store, in twistd's run directory; none for no store."],
         ["token-lifetime", None, TOKEN_LIFETIME, "How long the token from a log-in is good.", _seconds(1)],
         ["ring-timeout", None, RING_TIMEOUT, "How long a call rings.", _seconds(0.1)],
@@ -249,6 +256,7 @@ class Options(_Options, AuthOptionMixin):
                 "--tls goes with --port; for --listen there are ssl: endpoints",
             ),
             (bool(self["web-origins"]) and web is None, "--web-origin goes with --web"),
+            (self["status-password"] is not None and web is None, "--status-password goes with --web"),
             (self["tls"] is not None and not self["tls"].partition(",")[0], "--tls names a file: CERT or CERT,KEY"),
             (self["tls-clients"] is not None and self["tls"] is None, "--tls-clients goes with --tls"),
             (not self["database"], "--database names a file, or none"),
@@ -283,7 +291,7 @@ class Options(_Options, AuthOptionMixin):
 
 _GROUPS = {
     "Where it listens": ["port", "interface", "tls", "listen", "plain"],
-    "In the browser": ["web", "web-origin"],
+    "In the browser": ["web", "web-origin", "status-password"],
     "Who may come in (anybody, if nothing here is chosen)": [
         "accounts",
         "signup",
@@ -697,16 +705,26 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
     if options["web"] is not None:
         wanted = options["web"]
         where = portEndpoint(wanted) if isinstance(wanted, int) else stringEndpoint("--web", wanted)
-        web = (*where, _makeSite(factory, reactor, options["web-origins"]))
+        web = (*where, _makeSite(factory, reactor, options["web-origins"], options["status-password"]))
     return WeCompanyService(factory, endpoints, backend, tls, web)
 
 
-def _makeSite(factory: WeCompanyFactory, reactor: IReactorTime, origins: list[str]) -> IProtocolFactory:
+def _makeSite(
+    factory: WeCompanyFactory, reactor: IReactorTime, origins: list[str], passwordFile: str | None
+) -> IProtocolFactory:
+    password = None
+    if passwordFile is not None:
+        try:
+            password = Path(passwordFile).read_bytes().rstrip(b"\r\n")
+        except OSError as e:
+            raise CannotStart(f"twistd wecompany: --status-password: {e}") from None
+        if not password:
+            raise CannotStart(f"twistd wecompany: --status-password: {passwordFile!r} is empty")
     try:
         from wecompany.web.site import WebSite
     except ImportError as e:
         raise CannotStart(f'twistd wecompany: --web: {e}: pip install "wecompany[web]"') from None
     try:
-        return WebSite(factory, reactor, origins)
+        return WebSite(factory, reactor, origins, statusPassword=password)
     except ValueError as e:
         raise CannotStart(f"twistd wecompany: --web-origin: {e}") from None

@@ -97,6 +97,7 @@ class Store:
     The store of one server.
 
     @ivar pendingBytes: see L{IStore}.
+    @ivar isFailing: see L{IStore}.
     @ivar commits: transactions that succeeded.
     @ivar failures: transactions that failed.
     @ivar textsKept: texts that were committed.
@@ -155,7 +156,7 @@ class Store:
         self._asked: list[_Asked] = []
         self._retried: dict[Any, _Asked] = {}
         self._isBusy = False
-        self._isFailing = False
+        self.isFailing = False
         self._isTidying = False
         self._isStopping = False
         self._soon: IDelayedCall | None = None
@@ -413,7 +414,7 @@ class Store:
             self._soon.cancel()
         self._soon = None
         # What is only read goes alone while nothing can be written: who is online gets what waits, be the disk full.
-        loads = [asked for asked in self._asked if self._isLoad(asked)] if self._isFailing else []
+        loads = [asked for asked in self._asked if self._isLoad(asked)] if self.isFailing else []
         if self._retried and not loads:
             self._asked[:0] = self._retried.values()
             self._retried.clear()
@@ -451,8 +452,8 @@ class Store:
         self.textsKept += outcome.texts
         self.lastCommitSeconds = self._clock.seconds() - since
         self.pendingBytes -= sum([asked[3] for asked in batch])
-        if outcome.hasWritten and self._isFailing:
-            self._isFailing = False
+        if outcome.hasWritten and self.isFailing:
+            self.isFailing = False
             self._log.info("The store works again")
         self._change(outcome.changes)
         # The writer goes on before anyone hears of this: what follows from it comes into the transaction after that.
@@ -510,8 +511,8 @@ class Store:
             self._log.failure("What was to follow all commits failed")
 
     def _tellFailing(self, problem: object) -> None:
-        if not self._isFailing:
-            self._isFailing = True
+        if not self.isFailing:
+            self.isFailing = True
             self._log.error("The store does not work: {problem}", problem=str(problem))
 
     def _retry(self, asked: _Asked) -> bool:
@@ -539,7 +540,7 @@ class Store:
         self._runInThread(self._database.close).addErrback(self._report).addCallback(self._isClosed)
 
     def _isClosed(self, ignored: None) -> None:
-        if self._isFailing:
+        if self.isFailing:
             self._log.error("The store was closed while it did not work; {n} updates are lost", n=self.lost)
         self._whenStopped()
         self._stopped.callback(None)

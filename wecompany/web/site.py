@@ -11,7 +11,9 @@ from base64 import b64decode
 from binascii import Error as NotBase64
 from collections.abc import Iterable
 from hashlib import sha256
+from hmac import compare_digest
 from importlib.resources import files
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -25,6 +27,7 @@ from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from wecompany.limits import AddressCounts, addressKey
+from wecompany.metrics import Metrics, MetricsMissing
 from wecompany.server import WeCompanyFactory
 from wecompany.web import MAX_CONNECTIONS
 from wecompany.web.gateway import Gateway
@@ -280,6 +283,89 @@ def _isKey(key: bytes) -> bool:
         return False
 
 
+class _Health(Resource):
+    """C{/health}, C{/health/ready} and C{/health/live}: for whoever shares out the load, or starts the server anew."""
+
+    isLeaf = True
+
+    def __init__(self, factory: WeCompanyFactory) -> None:
+        super().__init__()
+        self._hub = factory
+
+    def render(self, request: Request) -> bytes:
+        """Say how the server is, with 200 if that is well and 503 else."""
+        if request.path == b"/health/live":
+            return _say(request, 200, "live")
+        if request.path not in (b"/health", b"/health/ready"):
+            return _say(request, 404, "There is nothing here.")
+        if self._hub.isStopping:
+            return _say(request, 503, "the server is going away")
+        if self._hub.isStoreFailing:
+            return _say(request, 503, "the store does not work")
+        return _say(request, 200, "ready")
+
+
+_FORWARDED = (b"Forwarded", b"Via", b"X-Forwarded-For", b"X-Forwarded-Host", b"X-Real-IP")
+"""What proxies say of themselves."""
+
+
+class _Status(Resource):
+    """C{/metrics}: for the operator alone."""
+
+    isLeaf = True
+
+    def __init__(self, factory: WeCompanyFactory, password: bytes | None) -> None:
+        super().__init__()
+        self._hub = factory
+        self._digest = None if password is None else sha256(password).digest()
+        self._metrics: Metrics | None = None
+        try:
+            self._metrics = Metrics(factory)
+        except MetricsMissing as e:
+            self._missing = str(e)
+
+    def render(self, request: Request) -> bytes:
+        """Answer with all figures, or say why not."""
+        if request.path != b"/metrics":
+            return _say(request, 404, "There is nothing here.")
+        if self._digest is None and not _isLocal(request):
+            self._hub.count("web requests refused: status from elsewhere")
+            return _say(request, 403, "Without --status-password this is for the server's own machine.")
+        if self._digest is not None and not compare_digest(sha256(request.getPassword()).digest(), self._digest):
+            if request.requestHeaders.hasHeader(b"Authorization"):
+                self._hub.count("web requests refused: wrong status password")
+            request.setHeader(b"WWW-Authenticate", b'Basic realm="WeCompany status", charset="UTF-8"')
+            return _say(request, 401, "This needs the password of --status-password; any user name will do.")
+        if self._metrics is None:
+            return _say(request, 501, self._missing)
+        body = self._metrics.render()
+        request.setHeader(b"Content-Type", self._metrics.contentType.encode())
+        request.setHeader(b"Content-Length", b"%d" % len(body))
+        request.setHeader(b"Cache-Control", b"no-store")
+        return b"" if request.method == b"HEAD" else body
+
+
+def _isLocal(request: Request) -> bool:
+    """
+    Whether somebody on this machine asks, and asks this machine.
+
+    A proxy here passes on what others ask, and a page of theirs can give this machine another name: neither counts.
+    """
+    if any(map(request.requestHeaders.hasHeader, _FORWARDED)):
+        return False
+    host = _hostOf(request)
+    name = host[1 : host.index("]")] if host.startswith("[") else host.partition(":")[0]
+    return (name == "localhost" or _isLoopback(name)) and _isLoopback(getattr(request.getClientAddress(), "host", ""))
+
+
+def _isLoopback(host: object) -> bool:
+    try:
+        address = ip_address(str(host))
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
 class _Channel(HTTPChannel):
     """
     One connection that asks for files, or becomes a WebSocket.
@@ -354,7 +440,8 @@ class _Channel(HTTPChannel):
 
 class WebSite(Site):
     """
-    What an application listens with for browsers, through any endpoint: the page at C{/}, the gateway at C{/ws}.
+    What an application listens with for browsers, through any endpoint: the page at C{/}, the gateway at C{/ws}, and
+    for the operator C{/metrics} and C{/health}.
 
     Further resources can be put beside them: C{site.resource.putChild(b"news", resource)}.
     """
@@ -370,16 +457,20 @@ class WebSite(Site):
         reactor: IReactorTime,
         origins: Iterable[str] = (),
         folder: Traversable | None = None,
+        statusPassword: bytes | None = None,
     ) -> None:
         """
         @param factory: the hub.
         @param reactor: the time; it is the hub's.
         @param origins: pages of these origins, such as C{https://chat.example.com}, may connect, too.
         @param folder: files to serve in place of the page's own; they are read here and at once.
+        @param statusPassword: what C{/metrics} asks for; without one it is for the server's own machine.
         @raise ValueError: if one of the origins is none.
         """
         pages = _Pages(folder or files("wecompany.web") / "pages")
         pages.putChild(b"ws", _Door(factory, Gateway(factory, reactor), frozenset(map(checkOrigin, origins))))
+        pages.putChild(b"health", _Health(factory))
+        pages.putChild(b"metrics", _Status(factory, statusPassword))
         super().__init__(pages, timeout=REQUEST_WITHIN, reactor=reactor)
         self._hub = factory
         self._channels: set[_Channel] = set()
