@@ -1208,8 +1208,8 @@ class MissedCallTests(DeliveryTestCase):
             alice.drop()
             self.server.advance(40)
 
-    def test_notMissed(self) -> None:
-        """A call that found one in another call, or that was declined, is no missed one."""
+    def test_busy(self) -> None:
+        """A call that found one in another call is no missed one."""
         bob, alice, carol = (self.server.login(name) for name in ("bob", "alice", "carol"))
         alice.send(MessageType.CALL_REQUEST, "bob", b"\0")
         callId = alice.received()[0].data[:16]

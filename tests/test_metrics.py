@@ -118,13 +118,6 @@ class FiguresTests(MetricsTestCase):
             found = [self.value(f'messages_total{{direction="{direction}",type="{name}"}}') for name in names]
             self.assertEqual(found, expected, direction)
 
-    def test_nothing(self) -> None:
-        """A part of a list with nothing left in it is not a frame."""
-        alice = self.server.login("alice")
-        self.server.factory._online[b"alice"].send(b"")
-        self.assertEqual(alice.received(), [])
-        self.assertEqual(self.value('messages_total{direction="out",type="other"}'), 0)
-
     def test_lastWord(self) -> None:
         """The ERROR before a server closes counts as sent, and the closing by its reason."""
         self.server.connect().send(HEARTBEAT, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from wecompany import presence
 from wecompany.limits import Limits
 from wecompany.presence import LISTED_AT_ONCE
 from wecompany.testing import FakeClient, MemoryServer, Message
@@ -328,6 +329,15 @@ class LongListTests(SynchronousTestCase):
         told = [m for m in listed if m.userId == self.names[-1]]
         self.assertEqual(told, [state(self.names[-1], False)])
         self.assertEqual([m for m in listed if not m.userId], [end(1_999)])
+
+    def test_pieces(self) -> None:
+        """However a list is cut into pieces, it is whole, and nothing is behind it."""
+        for size in (1, 12, 100):
+            self.patch(presence, "LISTED_AT_ONCE", size)
+            self.alice.send(PRESENCE, "", LIST)
+            self.server.advance(1)
+            listed = self.alice.received()
+            self.assertEqual([m.userId for m in listed], [*self.names, ""])
 
     def test_left(self) -> None:
         """A list ends with its connection."""
