@@ -203,8 +203,12 @@ class IHub(Interface):
         @return: whether that has been done; else L{frameReceived} is to be called.
         """
 
-    def relayRun(connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes]) -> bool:
-        """Do L{relay} with frames that are alike but for their data, with all of them or none."""
+    def relayRun(connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes], size: int) -> bool:
+        """
+        Do L{relay} with frames that are alike but for their data, with all of them or none.
+
+        @param size: the bytes that all these frames had.
+        """
 
     def heardFrom(connection: IConnection) -> None:
         """Something has come from a connection that was probed, or whose session resumed another one."""

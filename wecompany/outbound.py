@@ -215,28 +215,28 @@ class Outbound:
     def sendRun(self, frames: list[bytes]) -> None:
         """Do L{send} with each of these, which are of one type."""
         turn = self._turn
-        messageType = frames[0][2]
+        data = b"".join(frames)
+        messageType = data[2]
         turn.sent[messageType] += len(frames)
-        turn.sentBytes[messageType] += sum(map(len, frames))
+        turn.sentBytes[messageType] += len(data)
         if turn.isOpen:
             if not self._batch:
                 turn.add(self)
             self._batch += frames
+        elif len(data) > self._room:
+            self._queue(frames)
         else:
-            self._sendAll(frames)
+            self._write(data)
 
     def flush(self) -> None:
         """Send what was kept for the end of a turn."""
         if self._batch:
             batch, self._batch = self._batch, []
-            self._sendAll(batch)
-
-    def _sendAll(self, batch: list[bytes]) -> None:
-        data = batch[0] if len(batch) == 1 else b"".join(batch)
-        if len(data) > self._room:
-            self._queue(batch)
-        else:
-            self._write(data)
+            data = batch[0] if len(batch) == 1 else b"".join(batch)
+            if len(data) > self._room:
+                self._queue(batch)
+            else:
+                self._write(data)
 
     def setInCall(self, isInCall: bool) -> None:
         """Say whether the receiver is in a call: then sound waits behind less."""

@@ -374,7 +374,7 @@ class WeCompanyProtocol(Protocol):
             if run is None or run[3] < len(data):
                 return False
             messageType, userId, bodies, _ = run
-            return self.factory.relayRun(self, messageType, userId, bodies)
+            return self.factory.relayRun(self, messageType, userId, bodies, len(data))
         except WireError:
             return False  # that is said where frames are taken one by one
         except Exception:  # noqa: BLE001 - see dataReceived
@@ -389,7 +389,7 @@ class WeCompanyProtocol(Protocol):
             while left and (run := decodeRun(data, at, left)) is not None:
                 messageType, userId, bodies, end = run
                 left -= len(bodies)
-                if len(bodies) > 1 and self.factory.relayRun(self, messageType, userId, bodies):
+                if len(bodies) > 1 and self.factory.relayRun(self, messageType, userId, bodies, end - at):
                     at = end
                     continue
                 for body in bodies:

@@ -807,7 +807,9 @@ class WeCompanyFactory(Factory):
         receiver.send(packHead(length, messageType) + connection.tag + data)
         return True
 
-    def relayRun(self, connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes]) -> bool:
+    def relayRun(
+        self, connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes], size: int
+    ) -> bool:
         """See L{IHub.relayRun}."""
         receiver = self._online.get(userId)
         if receiver is None:
@@ -829,7 +831,7 @@ class WeCompanyFactory(Factory):
         else:
             return False
         self._received[messageType] += len(bodies)
-        self._receivedBytes[messageType] += (5 + len(userId)) * len(bodies) + sum(map(len, bodies))
+        self._receivedBytes[messageType] += size
         receiver.sendRun(frames)
         return True
 

@@ -278,15 +278,20 @@ def decodeRun(stream: bytes, start: int, most: int) -> tuple[int, bytes, list[by
     userId = stream[start + 5 : body]
     bodies = [stream[body:end]]
     if end < size:
-        prefix = stream[start + 2 : body]
-        head = 2 + len(prefix)
+        head = stream[start:body]
+        prefix = head[2:]
+        step = end - start
         for _ in range(most - 1):
-            if not stream.startswith(prefix, end + 2):
+            if stream.startswith(head, end):  # often the next one has as many bytes
+                next_ = end + step
+            elif stream.startswith(prefix, end + 2):
+                next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
+            else:
                 break
-            next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
-            if not end + head <= next_ <= size:
+            body = end + len(head)
+            if not body <= next_ <= size:
                 break
-            bodies.append(stream[end + head : next_])
+            bodies.append(stream[body:next_])
             end = next_
     return stream[start + 2], userId, bodies, end
 
