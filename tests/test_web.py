@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import re
@@ -911,6 +912,21 @@ class FilesTests(WebTestCase):
             self.assertEqual(headers["Content-Length"], str(len(body)))
             self.assertEqual(headers["Cache-Control"], "no-cache")
             self.assertRegex(headers["ETag"], r'\A"[0-9a-f]{32}"\Z')
+
+    def test_packed(self) -> None:
+        """Who takes gzip gets the same so, under another ETag, and every answer says that it depends on that."""
+        _, plain, body = self.get("/style.css", "Accept-Encoding: br, identity")
+        for accepted in ("gzip", "br,gzip", "deflate, GZIP , br"):
+            code, headers, got = self.get("/style.css", f"Accept-Encoding: {accepted}")
+            self.assertEqual((code, headers["Content-Encoding"], gzip.decompress(got)), (200, "gzip", body))
+            self.assertEqual((headers["Content-Type"], headers["Vary"]), (plain["Content-Type"], "Accept-Encoding"))
+            self.assertEqual(headers["Content-Length"], str(len(got)))
+            self.assertNotEqual(headers["ETag"], plain["ETag"])
+            again = f"If-None-Match: {headers['ETag']}"
+            self.assertEqual(self.get("/style.css", f"Accept-Encoding: {accepted}", again)[0], 304)
+            self.assertEqual(self.get("/style.css", again)[0], 200)
+        self.assertNotIn("Content-Encoding", plain)
+        self.assertEqual(plain["Vary"], "Accept-Encoding")
 
     def test_head(self) -> None:
         """HEAD says the same without the file."""
