@@ -130,7 +130,7 @@ class _File:
         return cls(data, kind.encode(), b'"' + sha256(data).hexdigest()[:32].encode() + b'"')
 
     def packed(self) -> _File:
-        """Return the same as gzip has it, a third of the bytes.  There is no secret in it that its length could tell."""
+        """Return the same as gzip has it, a third of the bytes.  No secret is in it that its length could tell."""
         return _File(gzip.compress(self.data, mtime=0), self.type, self.tag[:-1] + b'-gz"', b"gzip")
 
 
