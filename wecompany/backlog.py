@@ -71,7 +71,7 @@ SHARES = {Class.VIDEO: 6, Class.TEXTS: 3, Class.FILES: 1}
 
 _AFTER = {Class.VIDEO: Class.TEXTS, Class.TEXTS: Class.FILES, Class.FILES: Class.VIDEO}
 
-_CLASSES = {
+_CLASSES: dict[int, Class] = {
     MessageType.TEXT: Class.TEXTS,
     MessageType.PRESENCE: Class.TEXTS,
     MessageType.FILE: Class.FILES,
@@ -90,7 +90,7 @@ def classOf(frames: bytes) -> Class:
     messageType = frames[at + 2]
     if messageType == MessageType.MEDIA_DATA:
         return Class.AUDIO if _mediaByte(frames) & ~CONTINUATION == MediaKind.AUDIO else Class.VIDEO
-    return _CLASSES.get(messageType, Class.SIGNALS)  # type: ignore[call-overload,no-any-return]
+    return _CLASSES.get(messageType, Class.SIGNALS)
 
 
 def _mediaByte(frame: bytes) -> int:
