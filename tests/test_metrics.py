@@ -146,16 +146,17 @@ class FiguresTests(MetricsTestCase):
             self.assertEqual(self.value(name), n)
 
     def test_queued(self) -> None:
-        """The bytes that wait for receivers are told."""
+        """The bytes that wait for receivers are told, by their class."""
         alice, bob = self.server.login("alice"), self.server.login("bob")
         bob.transport.pauseProducing()
         for _ in range(3):
             alice.send(TEXT, "bob", bytes(60_000))
             self.server.pump()
-        self.assertGreater(self.value("queued_bytes"), 0)
+        self.assertEqual(self.value('queued_bytes{class="texts"}'), self.server.factory.traffic.waiting)
+        self.assertGreater(self.server.factory.traffic.waiting, 0)
         bob.transport.resumeProducing()
         bob.received()
-        self.assertEqual(self.value("queued_bytes"), 0)
+        self.assertEqual(self.value('queued_bytes{class="texts"}'), 0)
 
     def test_noUserInALabel(self) -> None:
         """Whatever users call themselves and each other, no label has it, and the number of samples stays."""

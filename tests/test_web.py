@@ -1140,6 +1140,7 @@ class BoundsTests(WebTestCase):
         self.connect()
         self.server.advance(REQUEST_WITHIN + TAKE_WITHIN)
         self.assertEqual([event for event in events if event["log_level"].name != "debug"], [])
+        self.site.doStop()  # which ends the samples for /status
         self.assertEqual(self.server.clock.getDelayedCalls(), [])
 
 

@@ -16,7 +16,7 @@ IO and has no clock; L{wecompany.outbound} asks it what is next when the transpo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 from wecompany.wire import (
@@ -91,6 +91,17 @@ def classOf(frames: bytes) -> Class:
     if messageType == MessageType.MEDIA_DATA:
         return Class.AUDIO if _mediaByte(frames) & ~CONTINUATION == MediaKind.AUDIO else Class.VIDEO
     return _CLASSES.get(messageType, Class.SIGNALS)
+
+
+def units(frames: bytes) -> Iterator[bytes]:
+    """Yield whole frames one by one, a DELAY together with what is behind it."""
+    start = end = 0
+    while end < len(frames):
+        isDelay = frames[end + 2] == MessageType.DELAY
+        end += 2 + (frames[end] << 8 | frames[end + 1])
+        if not isDelay:
+            yield frames[start:end]
+            start = end
 
 
 def _mediaByte(frame: bytes) -> int:
@@ -171,6 +182,13 @@ class Backlog:
     def isNeeded(self) -> bool:
         """Whether anything waits, or something that comes later is to be dropped."""
         return self.size > 0 or self.hasGap or any(frame.isDropped for frame in self._latest.values())
+
+    def sizes(self) -> list[int]:
+        """Return the bytes that wait in each L{Class}."""
+        signals = sum(map(len, self._signals))
+        audio = sum(len(piece) for _, piece in self._audio)
+        rest = self.size - signals - self._mediaSize - self.textSize
+        return [signals, audio, self._mediaSize - audio, self.textSize, rest]
 
     def callEnded(self) -> None:
         """What one call has lost is no other's loss."""

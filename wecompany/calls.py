@@ -513,6 +513,12 @@ class VideoCallServer:
         live = (call for call, _ in self._calls.values() if call.endedAt is None and call.answeredAt is not None)
         return [call.snapshot() for call in live]
 
+    def countCalls(self) -> tuple[int, int]:
+        """Return how many calls ring, and how many are active."""
+        live = [self._calls[callId][0] for callId in set(self._callOf.values())]
+        active = sum(call.answeredAt is not None for call in live)
+        return len(live) - active, active
+
     def isUserInCall(self, userId: str) -> bool:
         """Return whether that user is a party of a ringing or active call."""
         return userId.encode() in self._callOf

@@ -6,7 +6,7 @@ User IDs are C{bytes} on this side of the wire and C{str} in what an application
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attrs import define, frozen
 from twisted.internet.defer import Deferred
@@ -108,14 +108,17 @@ class IConnection(Interface):
     mediaLeft = Attribute("int: bytes of media that may come before the media rate is looked at again.")
     storing = Attribute("int: bytes from this client that wait to be committed.")
 
+    def waitingByClass() -> Mapping[str, int]:
+        """Return the bytes that wait to be sent, by the class that they wait in; a class in which none do may miss."""
+
     def peerName() -> str:
         """Return where the client is, for the log: an address, or whatever names its transport's other end."""
 
     def send(frames: bytes) -> None:
-        """Put whole frames, which belong together, behind what waits for this client in their class."""
+        """Put whole frames behind what waits for this client, each in its class, a DELAY with what is behind it."""
 
-    def sendRun(frames: list[bytes]) -> None:
-        """Do C{send} with each of these."""
+    def sendRun(frames: bytes, n: int) -> None:
+        """Do C{send} with C{n} frames that are of one type."""
 
     def hasRoomFor(size: int) -> bool:
         """Whether so many bytes of texts may wait besides those that do."""

@@ -43,7 +43,7 @@ _FAMILIES = {
     "limits hit": ("limits_hit", "limit", "How often a limit was hit."),
     "errors": ("errors", "code", "Frames that were answered with an ERROR."),
     "connections closed": ("connections_closed", "reason", "Connections that the server closed."),
-    "registrations refused": ("registrations_refused", "reason", "Registrations that were refused by accounts."),
+    "registrations refused": ("registrations_refused", "reason", "Registrations that were refused."),
     "media dropped": ("media_dropped", "reason", "Media frames that were dropped."),
 }
 """The counters whose names are C{family: value}: name, label and help of what they become."""
@@ -114,7 +114,6 @@ class Metrics:
             buckets=RELAY_BUCKETS,
             registry=registry,
         )
-        self._calls = _CallWatch(factory, setup.observe, duration.observe, ended)
         registry.register(self)
         prometheus_client.ProcessCollector(registry=registry)
         prometheus_client.PlatformCollector(registry=registry)
@@ -127,7 +126,7 @@ class Metrics:
             lag.observe(late)
             factory.timeRelay(relay.observe)
 
-        factory.addObserver(self._calls)
+        factory.addObserver(_CallWatch(setup.observe, duration.observe, ended))
         factory.swept = swept
 
     def render(self) -> bytes:
@@ -154,11 +153,13 @@ class Metrics:
         yield gauge("connections", "Connections that are open, registered or not.", factory.connectionCount)
         yield gauge("users_online", "Users who are online.", factory.onlineCount)
         yield counter("registrations", "Registrations that were accepted.", factory.registrations)
-        yield gauge("queued_bytes", "Bytes that wait for all receivers together.", traffic.waiting)
+        queued = GaugeMetricFamily("wecompany_queued_bytes", "Bytes that wait for receivers.", labels=["class"])
+        for name, waiting in factory.waitingByClass().items():
+            queued.add_metric([name], waiting)
+        yield queued
         calls = GaugeMetricFamily("wecompany_calls", "Calls that there are now.", labels=["state"])
-        states = self._calls.states()
-        for state in ("ringing", "active"):
-            calls.add_metric([state], states.count(state))
+        for state, n in zip(("ringing", "active"), factory.calls.countCalls(), strict=True):
+            calls.add_metric([state], n)
         yield calls
         messages = CounterMetricFamily(
             "wecompany_messages", "Frames, from clients (in) and to clients (out).", labels=["type", "direction"]
@@ -217,6 +218,7 @@ class Metrics:
             ("lastCommitSeconds", GaugeMetricFamily, "store_commit_seconds", "How long the last transaction took."),
             ("pendingBytes", GaugeMetricFamily, "store_pending_bytes", "Bytes that are not committed yet."),
             ("queueLength", GaugeMetricFamily, "store_queued_operations", "Operations that wait for a transaction."),
+            ("lagSeconds", GaugeMetricFamily, "store_lag_seconds", "How long the oldest operation waits by now."),
         ):
             value = getattr(store, attribute, None)
             if value is not None:
@@ -226,30 +228,10 @@ class Metrics:
 class _CallWatch(ServerObserver):
     """Watches calls."""
 
-    def __init__(
-        self,
-        factory: WeCompanyFactory,
-        setup: Callable[[float], None],
-        duration: Callable[[float], None],
-        ended: Counter,
-    ) -> None:
-        self._factory = factory
-        self._live: set[str] = set()
+    def __init__(self, setup: Callable[[float], None], duration: Callable[[float], None], ended: Counter) -> None:
         self._setup = setup
         self._duration = duration
         self._ended = ended
-
-    def states(self) -> list[str]:
-        """Return the state of each call that is not over."""
-        sessions = map(self._factory.calls.getCallSession, self._live)
-        return [session.state for session in sessions if session is not None]
-
-    def callInitiated(self, session: CallSession) -> None:
-        """See L{IServerObserver.callInitiated<wecompany.interfaces.IServerObserver.callInitiated>}."""
-        # An observer before this one may have ended it at once, and this one has heard of that already.
-        now = self._factory.calls.getCallSession(session.callId)
-        if now is not None and now.state != "ended":
-            self._live.add(session.callId)
 
     def callAccepted(self, session: CallSession) -> None:
         """See L{IServerObserver.callAccepted<wecompany.interfaces.IServerObserver.callAccepted>}."""
@@ -265,7 +247,6 @@ class _CallWatch(ServerObserver):
         self._over(session, EndCode(code))
 
     def _over(self, session: CallSession, outcome: IntEnum) -> None:
-        self._live.discard(session.callId)
         self._ended.labels(outcome.name.lower()).inc()
         if session.answeredAt is not None and session.endedAt is not None:
             self._duration(session.endedAt - session.answeredAt)

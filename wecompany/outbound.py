@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from wecompany.backlog import MAX_TEXTS, Backlog, splitTexts
+from wecompany.backlog import MAX_TEXTS, Backlog, Class, splitTexts, units
 from wecompany.interfaces import IStreamTransport
 from wecompany.wire import MessageType, decodeFrames
 
@@ -38,6 +38,9 @@ UNSENT = 16_384
 
 UNSENT_IN_CALL = 1
 """The same for a receiver in a call: it takes a piece when it has sent the one before, so that it never holds two."""
+
+CLASSES = tuple(where.name.lower() for where in Class)
+"""What the classes of a backlog are called where somebody reads of them."""
 
 _MEDIA = int(MessageType.MEDIA_DATA)
 
@@ -193,7 +196,7 @@ class Outbound:
         transport.registerProducer(self, True)
 
     def send(self, frames: bytes) -> None:
-        """Send whole frames that belong together, as soon as those before them in their class have been sent."""
+        """Send whole frames, each as soon as those before it in its class have been sent."""
         turn = self._turn
         messageType = frames[2]
         if messageType <= _MEDIA:  # those have no others behind them
@@ -206,37 +209,36 @@ class Outbound:
                 turn.add(self)
             self._batch.append(frames)
         elif len(frames) > self._room:
-            self._queue([frames])
+            self._queue(frames)
         else:  # as _write does, without the call
             self._transport.write(frames)
             if self._paused or not self._pausesAtOnce:
                 self._remember(frames)
 
-    def sendRun(self, frames: list[bytes]) -> None:
-        """Do L{send} with each of these, which are of one type."""
+    def sendRun(self, frames: bytes, n: int) -> None:
+        """Do L{send} with each of these C{n} frames, which are of one type."""
         turn = self._turn
-        data = b"".join(frames)
-        messageType = data[2]
-        turn.sent[messageType] += len(frames)
-        turn.sentBytes[messageType] += len(data)
+        messageType = frames[2]
+        turn.sent[messageType] += n
+        turn.sentBytes[messageType] += len(frames)
         if turn.isOpen:
             if not self._batch:
                 turn.add(self)
-            self._batch += frames
-        elif len(data) > self._room:
+            self._batch.append(frames)
+        elif len(frames) > self._room:
             self._queue(frames)
         else:
-            self._write(data)
+            self._write(frames)
 
     def flush(self) -> None:
         """Send what was kept for the end of a turn."""
         if self._batch:
             batch, self._batch = self._batch, []
-            data = batch[0] if len(batch) == 1 else b"".join(batch)
-            if len(data) > self._room:
-                self._queue(batch)
+            frames = batch[0] if len(batch) == 1 else b"".join(batch)
+            if len(frames) > self._room:
+                self._queue(frames)
             else:
-                self._write(data)
+                self._write(frames)
 
     def setInCall(self, isInCall: bool) -> None:
         """Say whether the receiver is in a call: then sound waits behind less."""
@@ -252,6 +254,10 @@ class Outbound:
     def textsWaiting(self) -> int:
         """How many bytes of texts wait."""
         return 0 if self._backlog is None else self._backlog.textSize
+
+    def waitingByClass(self) -> dict[str, int]:
+        """Return how many bytes wait in each of L{CLASSES}; nothing if nothing waits at all."""
+        return {} if self._backlog is None else dict(zip(CLASSES, self._backlog.sizes(), strict=True))
 
     @property
     def isClear(self) -> bool:
@@ -346,20 +352,20 @@ class Outbound:
     def stopProducing(self) -> None:
         """The connection is lost."""
 
-    def _queue(self, batch: list[bytes]) -> None:
-        """Put each of these behind what waits, and send what may be sent."""
+    def _queue(self, frames: bytes) -> None:
+        """Put these behind what waits, each in its class, and send what may be sent."""
         backlog = self._backlog
         if backlog is None:
             backlog = self._backlog = Backlog(self._count, self._isInCall)
         now = self._clock.seconds()
-        for frames in batch:
-            if backlog.size + len(frames) > MAX_WAITING and not self._overflowed:
+        for unit in units(frames):
+            if backlog.size + len(unit) > MAX_WAITING and not self._overflowed:
                 self._overflowed = True
                 # Not now: whoever sends this is in the middle of something.
                 self._clock.callLater(0, self._tooMuch)
             # What is left of the texts goes back to the store, so until then they are still taken.
-            if not self._overflowed or (frames[2] == MessageType.TEXT and backlog.textSize + len(frames) <= MAX_TEXTS):
-                backlog.put(frames, now)
+            if not self._overflowed or (unit[2] == MessageType.TEXT and backlog.textSize + len(unit) <= MAX_TEXTS):
+                backlog.put(unit, now)
         self._send()
         if self._turn.waiting > self._turn.mostWaiting:
             self._turn.overflowed()

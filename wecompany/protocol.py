@@ -20,7 +20,7 @@ What a message means is the hub's business; it is reached as C{self.factory} onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from hashlib import sha256
 
@@ -225,10 +225,10 @@ class WeCompanyProtocol(Protocol):
             return f"{address.host}:{address.port}"
         return "a UNIX socket" if isinstance(address, UNIXAddress) else str(address)
 
-    def sendRun(self, frames: list[bytes]) -> None:
+    def sendRun(self, frames: bytes, n: int) -> None:
         """See L{IConnection.sendRun}."""
         if self._phase is not _Phase.CLOSED:
-            self._outbound.sendRun(frames)
+            self._outbound.sendRun(frames, n)
 
     def sendError(self, code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
         """See L{IConnection.sendError}."""
@@ -312,6 +312,10 @@ class WeCompanyProtocol(Protocol):
     def waiting(self) -> int:
         """See L{IConnection.waiting}."""
         return self._outbound.size
+
+    def waitingByClass(self) -> Mapping[str, int]:
+        """See L{IConnection.waitingByClass}."""
+        return self._outbound.waitingByClass()
 
     def takeTexts(self) -> list[tuple[bytes, bytes]]:
         """See L{IConnection.takeTexts}."""

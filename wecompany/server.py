@@ -49,7 +49,7 @@ from wecompany.interfaces import (
     StoreProblem,
 )
 from wecompany.limits import AddressCounts, Limits, addressKey
-from wecompany.outbound import Turn
+from wecompany.outbound import CLASSES, Turn
 from wecompany.poller import fastest
 from wecompany.presence import Presence
 from wecompany.protocol import WeCompanyProtocol
@@ -255,6 +255,7 @@ class WeCompanyFactory(Factory):
         self._sweeping: IDelayedCall | None = None
         self._sweepAt = 0.0
         self.swept: Callable[[float], None] = _nobodyWatches
+        self._relayTimers: list[Callable[[float], None]] = []
         self._reportAt = 0.0
         self._turn = self.traffic = Turn(limits["queued-memory"].value or math.inf, self._queuedTooMuch)
         self._received, self._receivedBytes = self._turn.received, self._turn.receivedBytes
@@ -413,6 +414,15 @@ class WeCompanyFactory(Factory):
         """How many users are online."""
         return len(self._online)
 
+    def waitingByClass(self) -> dict[str, int]:
+        """Return how many bytes wait for all receivers together, by the class that they wait in; it looks at each."""
+        sizes = dict.fromkeys(CLASSES, 0)
+        for connection in self._connections:
+            if connection.waiting:
+                for name, size in connection.waitingByClass().items():
+                    sizes[name] += size
+        return sizes
+
     @property
     def store(self) -> IStore | None:
         """The store, where there is one: see L{setStore}."""
@@ -431,18 +441,23 @@ class WeCompanyFactory(Factory):
     def timeRelay(self, tell: Callable[[float], None]) -> None:
         """
         Call C{tell} with the seconds that the next frame, or run of frames, takes to be passed on, up to the receiver's
-        socket; with none, if that is one with which there is more to do.
+        socket; with none, if that is one with which there is more to do.  Whoever else has asked is told the same.
         """
+        if tell not in self._relayTimers:
+            self._relayTimers.append(tell)
         for name in _RELAYS:  # before the methods of these names, until one is called: so all others pay nothing for it
-            vars(self)[name] = partial(self._timedRelay, name, tell)
+            vars(self)[name] = partial(self._timedRelay, name)
 
-    def _timedRelay(self, name: str, tell: Callable[[float], None], *frames: object) -> bool:
+    def _timedRelay(self, name: str, *frames: object) -> bool:
         for each in _RELAYS:
             del vars(self)[each]
+        timers, self._relayTimers = self._relayTimers, []
         began = self._reactor.seconds()
         isRelayed: bool = getattr(self, name)(*frames)
         if isRelayed:
-            tell(self._reactor.seconds() - began)
+            took = self._reactor.seconds() - began
+            for tell in timers:
+                tell(took)
         return isRelayed
 
     def addObserver(self, observer: IServerObserver) -> None:
@@ -578,16 +593,19 @@ class WeCompanyFactory(Factory):
         failure.trap(Refused, StoreProblem)
         why = failure.value
         code = why.code if isinstance(why, Refused) else ErrorCode.OVERLOADED
-        self.count(f"registrations refused: {code.name}")
-        newcomer.connection.close(code, why.text if isinstance(why, Refused) else str(why))
+        self._refuse(newcomer, code, why.text if isinstance(why, Refused) else str(why))
 
     def _registrationFailed(self, failure: Failure, newcomer: _Newcomer) -> None:
         self._log.failure("A registration of {user!r} failed", failure, user=newcomer.userId.decode())
-        newcomer.connection.close(ErrorCode.INTERNAL, "a fault in the server; it is logged")
+        self._refuse(newcomer, ErrorCode.INTERNAL, "a fault in the server; it is logged")
+
+    def _refuse(self, newcomer: _Newcomer, code: ErrorCode, text: str) -> None:
+        self.count(f"registrations refused: {code.name}")
+        newcomer.connection.close(code, text)
 
     def _claim(self, newcomer: _Newcomer) -> None:
         """Somebody who may be this user wants to be; there may be one already."""
-        connection, userId = newcomer.connection, newcomer.userId
+        userId = newcomer.userId
         entering = self._entering.get(userId)
         holder = entering.connection if entering is not None else self._online.get(userId)
         isSame = newcomer.resumed and (
@@ -601,7 +619,7 @@ class WeCompanyFactory(Factory):
             self._refuseNewcomer(userId)
             self._takeOver(holder, newcomer)
         elif userId in self._newcomers or entering is not None:
-            connection.close(ErrorCode.ID_IN_USE, "somebody else is waiting for this ID")
+            self._refuse(newcomer, ErrorCode.ID_IN_USE, "somebody else is waiting for this ID")
         else:
             timer = self._reactor.callLater(PROBE_TIMEOUT, self._probeTimedOut, userId)
             self._newcomers[userId] = newcomer, timer
@@ -630,7 +648,7 @@ class WeCompanyFactory(Factory):
             self._store.sessionLost(newcomer.session.digest)
             return
         if isinstance(result, StoreProblem) and not isinstance(result, QueueFull):
-            newcomer.connection.close(ErrorCode.OVERLOADED, str(result))
+            self._refuse(newcomer, ErrorCode.OVERLOADED, str(result))
             return
         del self._entering[userId]
         if isinstance(result, QueueFull):  # the store remembers no more users: this one is as without a store
@@ -756,7 +774,7 @@ class WeCompanyFactory(Factory):
         newcomer, timer = self._newcomers.pop(userId, (None, None))
         if newcomer is not None and timer is not None:
             timer.cancel()
-            newcomer.connection.close(ErrorCode.ID_IN_USE, "this ID is in use by a live connection")
+            self._refuse(newcomer, ErrorCode.ID_IN_USE, "this ID is in use by a live connection")
 
     def _isAway(self, userId: bytes) -> bool:
         return userId not in self._online and userId not in self._entering
@@ -832,7 +850,7 @@ class WeCompanyFactory(Factory):
             return False
         self._received[messageType] += len(bodies)
         self._receivedBytes[messageType] += size
-        receiver.sendRun(frames)
+        receiver.sendRun(frames, len(bodies))
         return True
 
     def _text(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:

@@ -149,7 +149,7 @@ class Options(_Options, AuthOptionMixin):
             "status-password",
             None,
             None,
-            "Give /metrics on the web port to whoever has the password in this file, and to nobody else. "
+            "Give /status and /metrics on the web port to whoever has the password in this file, and to nobody else. "
             "[default: to this machine, without one]",
         ],
         ["database", None, DEFAULT_DATABASE, "File of the store, in twistd's run directory; none for no store."],

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 from twisted.internet.defer import Deferred
@@ -76,10 +77,11 @@ OVERHEAD = 100
 CLOSED = "the store is closed"
 
 
-_Asked = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], None] | None, int, Any]
+_Asked = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any], None] | None, int, Any, float]
 """
-A method of L{Database} and its arguments, what is called with the result, about how many bytes it is, and its key: of
-two updates that have failed and have the same key one is enough.  What has none is not tried again where it fails.
+A method of L{Database} and its arguments, what is called with the result, about how many bytes it is, its key, and
+when it was asked for.  Of two updates that have failed and have the same key one is enough; what has none is not tried
+again where it fails.
 """
 
 
@@ -154,6 +156,7 @@ class Store:
         self.blocks: Mapping[bytes, AbstractSet[bytes]] = self._blocks
         self._isOnline: Callable[[bytes], bool] = database.isOnline
         self._asked: list[_Asked] = []
+        self._doing: list[_Asked] = []
         self._retried: dict[Any, _Asked] = {}
         self._isBusy = False
         self.isFailing = False
@@ -169,6 +172,13 @@ class Store:
     def queueLength(self) -> int:
         """How many operations wait to be handed over."""
         return len(self._asked) + len(self._retried)
+
+    @property
+    def lagSeconds(self) -> float:
+        """For how long the oldest operation waits to be committed; 0 if none does."""
+        first = [queue[0][5] for queue in (self._doing, self._asked) if queue]
+        first += [asked[5] for asked in islice(self._retried.values(), 1)]
+        return max(0.0, self._clock.seconds() - min(first)) if first else 0.0
 
     # -- starting and stopping
 
@@ -404,7 +414,7 @@ class Store:
                 self._clock.callLater(0, done, StoreProblem(CLOSED))
             return
         self.pendingBytes += size
-        self._asked.append((function, arguments, done, size, key))
+        self._asked.append((function, arguments, done, size, key, self._clock.seconds()))
         if self._soon is None and not self._isBusy:
             self._soon = self._clock.callLater(0, self._handOver)
 
@@ -436,6 +446,7 @@ class Store:
         else:
             self._asked = []
         self._isBusy = True
+        self._doing = batch
         d = self._runInThread(partial(self._database.run, batch))
         arguments = (batch, self._clock.seconds())
         d.addCallbacks(self._committed, self._failed, arguments, errbackArgs=arguments)
@@ -458,6 +469,7 @@ class Store:
         self._change(outcome.changes)
         # The writer goes on before anyone hears of this: what follows from it comes into the transaction after that.
         self._isBusy = False
+        self._doing = []
         self._handOver()
         for asked, result in zip(batch, outcome.results, strict=True):
             done = asked[2]
@@ -492,6 +504,7 @@ class Store:
                 continue
             self.pendingBytes -= asked[3]
         self._isBusy = False
+        self._doing = []
         if self._asked or self._isStopping:
             self._handOver()
         elif self._retried:

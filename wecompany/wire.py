@@ -177,6 +177,9 @@ MAX_FILE_NAME = 255
 ID_SIZE = 16
 """Bytes of a call ID, a transfer ID and a session ID."""
 
+FEW = 3
+"""Frames up to which it is not worth while to look whether all that there are have the same length."""
+
 NO_TYPE = 255
 """Stands in an ERROR for the type of a frame that had none."""
 
@@ -227,20 +230,16 @@ def encodeTagged(messageType: int, tag: bytes, data: bytes) -> bytes:
     return packHead(length, messageType) + tag + data
 
 
-def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes]) -> list[bytes]:
+def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes]) -> bytes:
     """
-    Return what L{encodeTagged} returns for each of C{bodies}.
+    Return what L{encodeTagged} returns for each of C{bodies}, one behind the other.
 
     @raise WireError: badRequest, if one of them is too long.
     """
-    frames = []
-    length = -1
-    for data in bodies:
-        if len(data) != length:  # often the next one has as many bytes
-            length = len(data)
-            head = encodeTagged(messageType, tag, data)[: 3 + len(tag)]
-        frames.append(head + data)
-    return frames
+    first = encodeTagged(messageType, tag, bodies[0])
+    if len(set(map(len, bodies))) == 1:  # often they are of one length, and so all have the same in front
+        return first[: 3 + len(tag)].join([b"", *bodies])
+    return first + b"".join([encodeTagged(messageType, tag, data) for data in bodies[1:]])
 
 
 def encodeFrame(messageType: int, userId: bytes, data: bytes = b"") -> bytes:
@@ -279,16 +278,22 @@ def decodeRun(stream: bytes, start: int, most: int) -> tuple[int, bytes, list[by
     bodies = [stream[body:end]]
     if end < size:
         head = stream[start:body]
-        prefix = head[2:]
         step = end - start
-        for _ in range(most - 1):
-            if stream.startswith(head, end):  # often the next one has as many bytes
-                next_ = end + step
-            elif stream.startswith(prefix, end + 2):
-                next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
-            else:
+        alike = min(most, (size - start) // step)
+        if alike > FEW and stream.startswith(head, start + (alike - 1) * step):  # often all have as many bytes
+            found = struct.iter_unpack(
+                f"{len(head)}s{step - len(head)}s", memoryview(stream)[start : start + alike * step]
+            )
+            heads, all_ = zip(*found, strict=True)
+            if heads.count(head) == alike:
+                bodies = list(all_)
+                end = start + alike * step
+        prefix = head[2:]
+        for _ in range(most - len(bodies)):
+            if not stream.startswith(prefix, end + 2):
                 break
             body = end + len(head)
+            next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
             if not body <= next_ <= size:
                 break
             bodies.append(stream[body:next_])

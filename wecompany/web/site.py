@@ -1,7 +1,8 @@
 """
 The page's files over HTTP, and the door to the gateway.
 
-The files are those of C{wecompany/web/pages}, read once; what is not among them is not there, however it is asked for.
+The files are those of C{wecompany/web/pages} and, for the operator, C{wecompany/web/status}, read once; what is not
+among them is not there, however it is asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from twisted.internet.interfaces import IProtocol, IReactorTime, ITransport
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
-from twisted.web.resource import IResource, Resource
+from twisted.web.resource import IResource, Resource, getChildForRequest
 from twisted.web.server import NOT_DONE_YET, Request, Site
 
 from wecompany.limits import AddressCounts, addressKey
@@ -32,6 +33,7 @@ from wecompany.metrics import Metrics, MetricsMissing
 from wecompany.server import WeCompanyFactory
 from wecompany.web import MAX_CONNECTIONS
 from wecompany.web.gateway import Gateway
+from wecompany.web.history import History
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -125,24 +127,28 @@ class _File:
     encoding: bytes = b""
 
     @classmethod
-    def read(cls, file: Traversable, kind: str) -> _File:
-        data = file.read_bytes()
-        return cls(data, kind.encode(), b'"' + sha256(data).hexdigest()[:32].encode() + b'"')
+    def read(cls, file: Traversable) -> _File:
+        kind, data = _typeOf(file), file.read_bytes()
+        return cls(data, kind, b'"' + sha256(data).hexdigest()[:32].encode() + b'"')
 
     def packed(self) -> _File:
         """Return the same as gzip has it, a third of the bytes.  No secret is in it that its length could tell."""
         return _File(gzip.compress(self.data, mtime=0), self.type, self.tag[:-1] + b'-gz"', b"gzip")
 
 
+def _typeOf(file: Traversable) -> bytes:
+    """Return as what a file is served; nothing for one that is not."""
+    return _TYPES.get("." + file.name.rpartition(".")[2], "").encode()
+
+
 def _readFiles(folder: Traversable, path: str = "/") -> dict[bytes, _File]:
     """Return all files in C{folder} of a type that is served, by their paths."""
     found: dict[bytes, _File] = {}
     for entry in folder.iterdir():
-        kind = _TYPES.get("." + entry.name.rpartition(".")[2])
         if entry.is_dir():
             found |= _readFiles(entry, f"{path}{entry.name}/")
-        elif kind is not None:
-            found[(path + entry.name).encode()] = _File.read(entry, kind)
+        elif _typeOf(entry):
+            found[(path + entry.name).encode()] = _File.read(entry)
     return found
 
 
@@ -186,20 +192,37 @@ def _say(request: Request, code: int, text: str, status: bytes | None = None) ->
     return b"" if request.method == b"HEAD" else body
 
 
-class _Pages(Resource):
-    """Everything that is not put beside it: the page's files."""
+def _tell(request: Request, body: bytes, kind: str) -> bytes:
+    """Answer with figures, which are others the next time."""
+    request.setHeader(b"Content-Type", kind.encode())
+    request.setHeader(b"Content-Length", b"%d" % len(body))
+    request.setHeader(b"Cache-Control", b"no-store")
+    return b"" if request.method == b"HEAD" else body
 
-    def __init__(self, folder: Traversable) -> None:
+
+class _Pages(Resource):
+    """Everything that is not put beside it: a page's files."""
+
+    def __init__(self, files: dict[bytes, _File], path: bytes) -> None:
+        """
+        @param files: by their paths.
+        @param path: where the page itself is, whose name among the files is C{index.html}.
+        """
         super().__init__()
-        self._files = _readFiles(folder)
-        if b"/index.html" in self._files:
-            self._files[b"/"] = self._files[b"/index.html"]
+        self._files = dict(files)
+        page = path.rstrip(b"/") + b"/index.html"
+        if page in files:
+            self._files[path] = files[page]
         self._packed = {path: file.packed() for path, file in self._files.items()}
 
-    def getChild(self, path: bytes, request: Request) -> Resource:
+    def getChild(self, path: bytes, request: Request) -> _Leaf:
         """Return what is there, or what says that nothing is."""
         accepted = _header(request, b"Accept-Encoding").lower().replace(b" ", b"").split(b",")
         return _Leaf((self._packed if b"gzip" in accepted else self._files).get(request.path))
+
+    def render(self, request: Request) -> bytes:
+        """Answer with the page, where its path has no slash at its end."""
+        return self.getChild(b"", request).render(request)
 
 
 class _Leaf(Resource):
@@ -320,16 +343,41 @@ class _Health(Resource):
 _FORWARDED = (b"Forwarded", b"Via", b"X-Forwarded-For", b"X-Forwarded-Host", b"X-Real-IP")
 """What proxies say of themselves."""
 
+_MILLISECONDS = re.compile(rb"[0-9]{1,15}")
 
-class _Status(Resource):
-    """C{/metrics}: for the operator alone."""
+
+class _Guard(Resource):
+    """Lets the operator alone to what is behind it: who is on this machine or, if there is a password, knows that."""
 
     isLeaf = True
 
-    def __init__(self, factory: WeCompanyFactory, password: bytes | None) -> None:
+    def __init__(self, factory: WeCompanyFactory, password: bytes | None, guarded: Resource) -> None:
         super().__init__()
         self._hub = factory
         self._digest = None if password is None else sha256(password).digest()
+        self._guarded = guarded
+
+    def render(self, request: Request) -> bytes:
+        """Answer as what is behind this does, or say why not."""
+        if self._digest is None and not _isLocal(request):
+            self._hub.count("web requests refused: status from elsewhere")
+            return _say(request, 403, "Without --status-password this is for the server's own machine.")
+        if self._digest is not None and not compare_digest(sha256(request.getPassword()).digest(), self._digest):
+            if request.requestHeaders.hasHeader(b"Authorization"):
+                self._hub.count("web requests refused: wrong status password")
+            request.setHeader(b"WWW-Authenticate", b'Basic realm="WeCompany status", charset="UTF-8"')
+            return _say(request, 401, "This needs the password of --status-password; any user name will do.")
+        answer: bytes = getChildForRequest(self._guarded, request).render(request)
+        return answer
+
+
+class _Metrics(Resource):
+    """C{/metrics}: all figures, as Prometheus reads them."""
+
+    isLeaf = True
+
+    def __init__(self, factory: WeCompanyFactory) -> None:
+        super().__init__()
         self._metrics: Metrics | None = None
         try:
             self._metrics = Metrics(factory)
@@ -340,21 +388,37 @@ class _Status(Resource):
         """Answer with all figures, or say why not."""
         if request.path != b"/metrics":
             return _say(request, 404, "There is nothing here.")
-        if self._digest is None and not _isLocal(request):
-            self._hub.count("web requests refused: status from elsewhere")
-            return _say(request, 403, "Without --status-password this is for the server's own machine.")
-        if self._digest is not None and not compare_digest(sha256(request.getPassword()).digest(), self._digest):
-            if request.requestHeaders.hasHeader(b"Authorization"):
-                self._hub.count("web requests refused: wrong status password")
-            request.setHeader(b"WWW-Authenticate", b'Basic realm="WeCompany status", charset="UTF-8"')
-            return _say(request, 401, "This needs the password of --status-password; any user name will do.")
         if self._metrics is None:
             return _say(request, 501, self._missing)
-        body = self._metrics.render()
-        request.setHeader(b"Content-Type", self._metrics.contentType.encode())
-        request.setHeader(b"Content-Length", b"%d" % len(body))
-        request.setHeader(b"Cache-Control", b"no-store")
-        return b"" if request.method == b"HEAD" else body
+        return _tell(request, self._metrics.render(), self._metrics.contentType)
+
+
+class _Figures(Resource):
+    """C{/status/data}: what the page at C{/status} draws, with C{?after=} only what is newer, in milliseconds."""
+
+    isLeaf = True
+
+    def __init__(self, history: History) -> None:
+        super().__init__()
+        self._history = history
+
+    def render(self, request: Request) -> bytes:
+        """Answer with the samples."""
+        if request.path != b"/status/data":
+            return _say(request, 404, "There is nothing here.")
+        after = (request.args or {}).get(b"after", [b""])[0]
+        return _tell(
+            request, self._history.render(int(after) if _MILLISECONDS.fullmatch(after) else 0), _TYPES[".json"]
+        )
+
+
+def _statusPage(history: History) -> Resource:
+    """Return C{/status}, with all that belongs to it: the page has the colours and the icon of the other one."""
+    own = files("wecompany.web")
+    shared = {f"/status/{name}".encode(): _File.read(own / "pages" / name) for name in ("theme.css", "favicon.svg")}
+    page = _Pages(_readFiles(own / "status", "/status/") | shared, b"/status")
+    page.putChild(b"data", _Figures(history))
+    return page
 
 
 def _isLocal(request: Request) -> bool:
@@ -453,7 +517,7 @@ class _Channel(HTTPChannel):
 class WebSite(Site):
     """
     What an application listens with for browsers, through any endpoint: the page at C{/}, the gateway at C{/ws}, and
-    for the operator C{/metrics} and C{/health}.
+    for the operator C{/status}, C{/metrics} and C{/health}.
 
     Further resources can be put beside them: C{site.resource.putChild(b"news", resource)}.
     """
@@ -476,13 +540,15 @@ class WebSite(Site):
         @param reactor: the time; it is the hub's.
         @param origins: pages of these origins, such as C{https://chat.example.com}, may connect, too.
         @param folder: files to serve in place of the page's own; they are read here and at once.
-        @param statusPassword: what C{/metrics} asks for; without one it is for the server's own machine.
+        @param statusPassword: what C{/status} and C{/metrics} ask for; without one they are for this machine alone.
         @raise ValueError: if one of the origins is none.
         """
-        pages = _Pages(folder or files("wecompany.web") / "pages")
+        pages = _Pages(_readFiles(folder or files("wecompany.web") / "pages"), b"/")
         pages.putChild(b"ws", _Door(factory, Gateway(factory, reactor), frozenset(map(checkOrigin, origins))))
         pages.putChild(b"health", _Health(factory))
-        pages.putChild(b"metrics", _Status(factory, statusPassword))
+        pages.putChild(b"metrics", _Guard(factory, statusPassword, _Metrics(factory)))
+        self._history = History(factory, reactor)
+        pages.putChild(b"status", _Guard(factory, statusPassword, _statusPage(self._history)))
         super().__init__(pages, timeout=REQUEST_WITHIN, reactor=reactor)
         self._hub = factory
         self._channels: set[_Channel] = set()
@@ -510,9 +576,11 @@ class WebSite(Site):
             self._ofAddress.remove(address)
 
     def startFactory(self) -> None:
-        """Keep no log of requests, which whoever asks could fill, and no clock for one."""
+        """Begin to take samples; keep no log of requests, which whoever asks could fill, and no clock for one."""
+        self._history.start()
 
     def stopFactory(self) -> None:
         """The port is closed: those that only ask for files go too."""
+        self._history.stop()
         for channel in list(self._channels):
             channel.loseConnection()
