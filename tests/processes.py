@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import select
 import signal
@@ -26,10 +27,15 @@ class Process:
     """
 
     def __init__(
-        self, program: str, *arguments: str | Path, folder: tempfile.TemporaryDirectory[str] | None = None
+        self,
+        program: str,
+        *arguments: str | Path,
+        folder: tempfile.TemporaryDirectory[str] | None = None,
+        package: Path | None = None,
     ) -> None:
         """
         @param folder: what goes when the process has ended.
+        @param package: a folder that has the package which the program uses; without one, it is what is installed.
         """
         self._folder = folder
         self._process = subprocess.Popen(
@@ -39,6 +45,7 @@ class Process:
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
+            env=None if package is None else {**os.environ, "PYTHONPATH": str(package)},
         )
         self._queue: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -104,21 +111,28 @@ def freePort() -> int:
         return port
 
 
-def startServer(port: int, *options: str) -> Process:
-    """Return a server that listens on that port of the loopback."""
+def startServer(port: int, *options: str, package: Path | None = None) -> Process:
+    """Return a server that listens on that port of the loopback; C{package} is as L{Process} has it."""
     folder = tempfile.TemporaryDirectory(prefix="wecompany-test-")  # for its store
     interface = "--interface", "127.0.0.1"
     server = Process(
         *("twistd", "-n", "--pidfile=", "--rundir", folder.name, "wecompany"),
         *(*interface, "--port", str(port), *options),
         folder=folder,
+        package=package,
     )
     server.waitFor("starting on" if "--accounts" in options else "runs open")
     return server
 
 
 class Proxy:
-    """A network between clients and a server that can be cut."""
+    """
+    A network between clients and a server that can be cut.
+
+    @ivar isDown: whether it lets nobody in.
+    """
+
+    isDown = False
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -155,8 +169,10 @@ class Proxy:
             except OSError:
                 return
             try:
+                if self.isDown:
+                    raise ConnectionRefusedError
                 far = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:  # the server is down
+            except OSError:  # or the server is
                 near.close()
             else:
                 with self._lock:
