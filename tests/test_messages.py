@@ -163,6 +163,16 @@ class RunTests(MessageTestCase):
         frames = [encodeFrame(TEXT, b"alice", data) for data in (b"one", b"two", b"three")]
         self.assertEqual(writes, [b"".join(frames)])
 
+    def test_oneLength(self) -> None:
+        """All of a run of texts of one length arrive, be it less than a client's share of a turn or more."""
+        self.server = MemoryServer(limits=Limits().changed("text=0"))
+        self.alice, self.bob = self.server.login("alice"), self.server.login("bob")
+        for n in (2, MAX_FRAMES - 1, MAX_FRAMES, MAX_FRAMES + 1, 3 * MAX_FRAMES):
+            texts = [b"%04d" % i for i in range(n)]
+            self.send(*texts)
+            self.server.advance(0.01)
+            self.assertEqual(self.data(self.bob), texts)
+
     def test_tooLong(self) -> None:
         """One that is too long to be passed on is answered by itself; the others arrive."""
         self.alice = self.server.login("alice2")

@@ -144,6 +144,13 @@ class FrameTests(WireTestCase):
         """However often a stream is cut it gives the same frames, and keeps the beginning of the next one."""
         self.assertEqual(fed(cut(encoded(frames) + tail, places)), (frames, tail))
 
+    @given(st.lists(st.sampled_from([(0, b"bob"), (6, b"bob"), (0, b"eve"), (0, b"bobs"), (0, b"")]), min_size=2))
+    def test_oneLength(self, begins: list[tuple[int, bytes]]) -> None:
+        """Frames that all have the same length are taken apart as any others, be they alike or not."""
+        frames = [(messageType, userId, b"\0\x1a\0\0\3bob" + bytes(18 - len(userId))) for messageType, userId in begins]
+        self.assertEqual(len(encoded(frames)), 31 * len(frames))
+        self.assertEqual(fed([encoded(frames)]), (frames, b""))
+
     def test_end(self) -> None:
         """Each frame comes with the offset behind it."""
         ends = [end for _, _, _, end in wire.decodeFrames(encoded(SOME) + b"\0")]

@@ -206,10 +206,18 @@ class IHub(Interface):
         @return: whether that has been done; else L{frameReceived} is to be called.
         """
 
-    def relayRun(connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes], size: int) -> bool:
+    def relayRun(
+        connection: IConnection,
+        messageType: int,
+        userId: bytes,
+        bodies: Sequence[bytes],
+        isEven: bool,
+        size: int,
+    ) -> bool:
         """
         Do L{relay} with frames that are alike but for their data, with all of them or none.
 
+        @param isEven: whether it is known that all these data have the same length.
         @param size: the bytes that all these frames had.
         """
 
@@ -259,7 +267,7 @@ class IRouter(Interface):
         """Whether C{userId} wants nothing from C{sender}."""
 
     def recordCall(session: CallSession, outcome: RejectCode | EndCode) -> None:
-        """A call is over, or could not ring: that goes into the history, and its callee may have missed it."""
+        """A call is over, or found its callee busy or offline: that goes into the history, and may have been missed."""
 
 
 # -- The store -----------------------------------------------------------------------------------------------------

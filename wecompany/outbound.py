@@ -228,7 +228,9 @@ class Outbound:
         elif len(frames) > self._room:
             self._queue(frames)
         else:
-            self._write(frames)
+            self._transport.write(frames)
+            if self._paused or not self._pausesAtOnce:
+                self._remember(frames)
 
     def flush(self) -> None:
         """Send what was kept for the end of a turn."""

@@ -81,8 +81,8 @@ def _isProxied(transport: object) -> bool:
     return getattr(transport, "_proxyInfo", transport) is None
 
 
-def _drop(frames: bytes) -> None:
-    """Take the place of L{IConnection.send} when the last word is said."""
+def _drop(frames: bytes, n: int = 1) -> None:
+    """Take the place of L{IConnection.send} and C{sendRun} when the last word is said."""
 
 
 class _Phase(Enum):
@@ -122,6 +122,7 @@ class WeCompanyProtocol(Protocol):
         "isDirect",
         "mediaLeft",
         "send",
+        "sendRun",
         "session",
         "storing",
         "tag",
@@ -132,7 +133,9 @@ class WeCompanyProtocol(Protocol):
 
     factory: IHub
     transport: IStreamTransport
-    send: Callable[[bytes], None]  # see IConnection: the queue's own, as one call less is worth it here
+    # See IConnection: they are the queue's own, as one call less is worth it here.
+    send: Callable[[bytes], None]
+    sendRun: Callable[[bytes, int], None]
 
     _log = Logger()
 
@@ -175,6 +178,7 @@ class WeCompanyProtocol(Protocol):
             self._cleared,
         )
         self.send = self._outbound.send
+        self.sendRun = self._outbound.sendRun
         if not _isProxied(self.transport):
             self._knowAddress()
         self.factory.connectionMade(self)
@@ -224,11 +228,6 @@ class WeCompanyProtocol(Protocol):
         if isinstance(address, IPv4Address | IPv6Address):
             return f"{address.host}:{address.port}"
         return "a UNIX socket" if isinstance(address, UNIXAddress) else str(address)
-
-    def sendRun(self, frames: bytes, n: int) -> None:
-        """See L{IConnection.sendRun}."""
-        if self._phase is not _Phase.CLOSED:
-            self._outbound.sendRun(frames, n)
 
     def sendError(self, code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
         """See L{IConnection.sendError}."""
@@ -375,10 +374,10 @@ class WeCompanyProtocol(Protocol):
         messageType, userId = NO_TYPE, b""
         try:
             run = decodeRun(data, 0, MAX_FRAMES)
-            if run is None or run[3] < len(data):
+            if run is None:
                 return False
-            messageType, userId, bodies, _ = run
-            return self.factory.relayRun(self, messageType, userId, bodies, len(data))
+            messageType, userId, bodies, isEven, end = run
+            return end == len(data) and self.factory.relayRun(self, messageType, userId, bodies, isEven, end)
         except WireError:
             return False  # that is said where frames are taken one by one
         except Exception:  # noqa: BLE001 - see dataReceived
@@ -391,9 +390,9 @@ class WeCompanyProtocol(Protocol):
         left = MAX_FRAMES
         try:
             while left and (run := decodeRun(data, at, left)) is not None:
-                messageType, userId, bodies, end = run
+                messageType, userId, bodies, isEven, end = run
                 left -= len(bodies)
-                if len(bodies) > 1 and self.factory.relayRun(self, messageType, userId, bodies, end - at):
+                if len(bodies) > 1 and self.factory.relayRun(self, messageType, userId, bodies, isEven, end - at):
                     at = end
                     continue
                 for body in bodies:
@@ -482,7 +481,7 @@ class WeCompanyProtocol(Protocol):
     def _setPhase(self, phase: _Phase) -> None:
         self._phase = phase
         if phase is _Phase.CLOSED:
-            self.send = _drop
+            self.send = self.sendRun = _drop
         self._isTaking = phase is _Phase.REGISTERED and not self._holds
 
     def _knowAddress(self) -> None:

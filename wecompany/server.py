@@ -14,7 +14,7 @@ import math
 import secrets
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from hashlib import sha256
 from typing import cast
@@ -826,14 +826,20 @@ class WeCompanyFactory(Factory):
         return True
 
     def relayRun(
-        self, connection: IConnection, messageType: int, userId: bytes, bodies: list[bytes], size: int
+        self,
+        connection: IConnection,
+        messageType: int,
+        userId: bytes,
+        bodies: Sequence[bytes],
+        isEven: bool,
+        size: int,
     ) -> bool:
         """See L{IHub.relayRun}."""
         receiver = self._online.get(userId)
         if receiver is None:
             return False
         try:
-            frames = encodeRun(messageType, connection.tag, bodies)
+            frames = encodeRun(messageType, connection.tag, bodies, isEven)
         except WireError:
             return False  # it is said of the one that is too long
         if messageType == _TEXT:
@@ -842,7 +848,7 @@ class WeCompanyFactory(Factory):
                 return False
             connection.textsLeft = left
         elif messageType == _MEDIA and self.calls.routes.get(connection.userId) == userId:
-            left = connection.mediaLeft - sum(map(len, bodies))
+            left = connection.mediaLeft - size + len(bodies) * (5 + len(userId))
             if left < 0:
                 return False
             connection.mediaLeft = left

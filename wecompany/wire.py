@@ -18,8 +18,9 @@ from __future__ import annotations
 import struct
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
+from functools import lru_cache
 
 from attrs import frozen
 
@@ -177,9 +178,6 @@ MAX_FILE_NAME = 255
 ID_SIZE = 16
 """Bytes of a call ID, a transfer ID and a session ID."""
 
-FEW = 3
-"""Frames up to which it is not worth while to look whether all that there are have the same length."""
-
 NO_TYPE = 255
 """Stands in an ERROR for the type of a frame that had none."""
 
@@ -230,16 +228,17 @@ def encodeTagged(messageType: int, tag: bytes, data: bytes) -> bytes:
     return packHead(length, messageType) + tag + data
 
 
-def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes]) -> bytes:
+def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes], isEven: bool) -> bytes:
     """
     Return what L{encodeTagged} returns for each of C{bodies}, one behind the other.
 
+    @param isEven: whether all of them have the same length, so that the same stands before each.
     @raise WireError: badRequest, if one of them is too long.
     """
-    first = encodeTagged(messageType, tag, bodies[0])
-    if len(set(map(len, bodies))) == 1:  # often they are of one length, and so all have the same in front
-        return first[: 3 + len(tag)].join([b"", *bodies])
-    return first + b"".join([encodeTagged(messageType, tag, data) for data in bodies[1:]])
+    if not isEven:
+        return b"".join([encodeTagged(messageType, tag, data) for data in bodies])
+    head = encodeTagged(messageType, tag, bodies[0])[: 3 + len(tag)]
+    return head + head.join(bodies)
 
 
 def encodeFrame(messageType: int, userId: bytes, data: bytes = b"") -> bytes:
@@ -252,11 +251,19 @@ def encodeFrame(messageType: int, userId: bytes, data: bytes = b"") -> bytes:
     return encodeTagged(messageType, encodeTag(userId), data)
 
 
-def decodeRun(stream: bytes, start: int, most: int) -> tuple[int, bytes, list[bytes], int] | None:
-    """
-    Return C{(type, userId, bodies, end)} of the frames of one type and user ID that begin at C{start} in C{stream}.
+@lru_cache(maxsize=64)
+def _cutter(head: int, body: int, n: int) -> Callable[[bytes], tuple[bytes, ...]]:
+    """Return what cuts C{n} frames of so many bytes before and in their bodies into those parts, all in one call."""
+    return struct.Struct(f"{head}s{body}s" * n).unpack
 
-    C{end} is the offset behind the last one.  Neither type nor user ID is judged here.
+
+def decodeRun(stream: bytes, start: int, most: int) -> tuple[int, bytes, Sequence[bytes], bool, int] | None:
+    """
+    Return C{(type, userId, bodies, isEven, end)} of the frames of one type and user ID that begin at C{start} in
+    C{stream}.
+
+    C{isEven} says whether all bodies are known to have the same length, C{end} is the offset behind the last frame.
+    Neither type nor user ID is judged here.
 
     @param most: the frames that are decoded at most.
     @return: C{None} if there is no whole frame there.
@@ -274,31 +281,31 @@ def decodeRun(stream: bytes, start: int, most: int) -> tuple[int, bytes, list[by
     body = start + 5 + (stream[start + 3] << 8 | stream[start + 4])
     if body > end:
         raise WireError(ErrorCode.MALFORMED, "the user ID is longer than the payload")
-    userId = stream[start + 5 : body]
+    messageType, userId = stream[start + 2], stream[start + 5 : body]
+    if end == size:
+        return messageType, userId, [stream[body:]], True, end
+    head = stream[start:body]
+    step = end - start
+    n = size // step
+    if not start and n * step == size and n <= most:  # often all frames that there are have as many bytes
+        parts = _cutter(len(head), step - len(head), n)(stream)
+        if parts[::2].count(head) == n:
+            return messageType, userId, parts[1::2], True, size
     bodies = [stream[body:end]]
-    if end < size:
-        head = stream[start:body]
-        step = end - start
-        alike = min(most, (size - start) // step)
-        if alike > FEW and stream.startswith(head, start + (alike - 1) * step):  # often all have as many bytes
-            found = struct.iter_unpack(
-                f"{len(head)}s{step - len(head)}s", memoryview(stream)[start : start + alike * step]
-            )
-            heads, all_ = zip(*found, strict=True)
-            if heads.count(head) == alike:
-                bodies = list(all_)
-                end = start + alike * step
-        prefix = head[2:]
-        for _ in range(most - len(bodies)):
-            if not stream.startswith(prefix, end + 2):
-                break
-            body = end + len(head)
+    prefix = head[2:]
+    for _ in range(most - 1):
+        if stream.startswith(head, end):
+            next_ = end + step
+        elif stream.startswith(prefix, end + 2):
             next_ = end + 2 + (stream[end] << 8 | stream[end + 1])
-            if not body <= next_ <= size:
-                break
-            bodies.append(stream[body:next_])
-            end = next_
-    return stream[start + 2], userId, bodies, end
+        else:
+            break
+        body = end + len(head)
+        if not body <= next_ <= size:
+            break
+        bodies.append(stream[body:next_])
+        end = next_
+    return messageType, userId, bodies, False, end
 
 
 def decodeFrames(stream: bytes) -> Iterator[tuple[int, bytes, bytes, int]]:
@@ -312,7 +319,7 @@ def decodeFrames(stream: bytes) -> Iterator[tuple[int, bytes, bytes, int]]:
     """
     at = 0
     while (run := decodeRun(stream, at, sys.maxsize)) is not None:
-        messageType, userId, bodies, _ = run
+        messageType, userId, bodies, _, _ = run
         for data in bodies:
             at += 5 + len(userId) + len(data)
             yield messageType, userId, data, at
