@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import temporaryFolder
 from tests.slowdisk import KernelTransport, SlowDisk
 from wecompany import delivery, testing
-from wecompany.database import KNOWN_FOR
+from wecompany.database import KNOWN_FOR, Database
 from wecompany.delivery import DELAYED_AFTER, MAX_STORING, READ_AT_ONCE, RETRY_AFTER
 from wecompany.limits import Limits
 from wecompany.server import ServerObserver
@@ -20,6 +20,7 @@ from wecompany.store import Store
 from wecompany.testing import FakeClient, MemoryServer, Message
 from wecompany.wire import (
     NO_TYPE,
+    AccountOp,
     EndCode,
     ErrorCode,
     FileOp,
@@ -1226,6 +1227,24 @@ class MissedCallTests(DeliveryTestCase):
     def missed(self, client: FakeClient) -> int:
         """Return how many missed calls a client was told of."""
         return [message.type for message in client.received()].count(MessageType.CALL_REJECT)
+
+    def test_history(self) -> None:
+        """Calls that the rate lets through are in the history; refusals that come at any speed are only counted."""
+        self.restart(limits=Limits.none().changed("calls=3"))
+        bob, alice = self.server.login("bob"), self.server.login("alice")
+        bob.send(LOGIN, "carol", bytes((AccountOp.BLOCK,)))
+        carol = self.server.login("carol")
+        for caller, callee in [(carol, "bob"), (carol, "carol")] * 20 + [(alice, "bob")] * 20:
+            caller.send(MessageType.CALL_REQUEST, callee, b"\0")
+            if caller is alice:
+                callId = alice.received()[-1].data[:16]
+                alice.send(MessageType.CALL_END, "bob", callId)
+        operator = Database(self.path, self.server.clock.seconds)
+        self.addCleanup(operator.close)
+        self.assertEqual([call.outcome for call in operator.calls(100)], ["cancelled"] * 3)
+        counted = self.server.factory.counters
+        counts = [counted[f"calls refused: {name}"] for name in ("FORBIDDEN", "TO_SELF", "OVERLOADED")]
+        self.assertEqual(counts, [20, 20, 17])
 
     def test_leftBefore(self) -> None:
         """Whoever leaves before it was told is told at the next registration."""

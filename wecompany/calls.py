@@ -74,6 +74,12 @@ _REJECT_CODES_OF_CLIENTS = {
     RejectCode.UNSUPPORTED,
 }
 
+_RECORDED_REFUSALS = {RejectCode.BUSY, RejectCode.OFFLINE}
+"""
+Those that go into the history, as they are tested behind the rate of requests.  The others come as fast as a client
+sends, and would push out of the history what is worth knowing.
+"""
+
 
 # -- What a machine wants done -------------------------------------------------------------------------------------
 
@@ -632,7 +638,9 @@ class VideoCallServer:
             over = _rejected(refusal)
             call.endedAt = call.startedAt
             self._tell(call, _ending(call, over, caller))
-            self._router.recordCall(call.snapshot(), refusal)
+            self._router.count(f"calls refused: {refusal.name}")
+            if refusal in _RECORDED_REFUSALS:
+                self._router.recordCall(call.snapshot(), refusal)
             self._router.tell("callRejected", call.snapshot(), int(refusal), "")
             return b""
         machine = _newMachine(call)
