@@ -956,6 +956,11 @@ class Scene:
         """Send no more, and wait for what is under way."""
         self.seconds = time.monotonic() - self._began
         self.loop.forget(self.source.say, self.source.show, self.answers.say, self.writer.write)
+        # Before anybody leaves, the server has taken what both have said: else it counts that as said to nobody.
+        taken: list[bytes] = []
+        self.peer.handlers[MessageType.HEARTBEAT] = lambda _, data: taken.append(data)
+        self.peer.send(MessageType.HEARTBEAT, b"")
+        self.run(ANSWER_WITHIN, lambda: bool(taken) and self._isHeard(self.answers, self.heard))
         self.run(within, lambda: len(self.reader.texts) + self.writer.refused >= self.writer.sent)
         # Media comes in time or not at all.
         self.run(min(1.0, within), lambda: self._isHeard(self.source, self.sink))

@@ -1389,10 +1389,15 @@ class BlockTests(DeliveryTestCase):
         self.assertEqual((self.alice.received(), self.bob.received()), ([], [text("alice", b"yes")]))
 
     def test_others(self) -> None:
-        """A block concerns nobody else."""
+        """A block concerns nobody else, be it one text or many at once; of whom it concerns, each is refused."""
         self.command(self.bob, "carol", b"\2")
-        self.alice.send(TEXT, "bob", b"yes")
-        self.assertEqual(texts(self.bob), [b"yes"])
+        carol = self.server.login("carol")
+        for n in (1, 2, 9):
+            run = encodeFrame(TEXT, b"bob", b"text") * n
+            self.alice.sendBytes(run)
+            carol.sendBytes(run)
+            self.assertEqual(texts(self.bob), [b"text"] * n)
+            self.assertEqual([error(m) for m in carol.received()], [("bob", ErrorCode.FORBIDDEN, TEXT)] * n)
 
     def test_broadcast(self) -> None:
         """A broadcast passes those by who block its sender; the server itself cannot be blocked."""

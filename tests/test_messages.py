@@ -12,7 +12,7 @@ from zope.interface.verify import verifyObject
 
 from wecompany.interfaces import CallSession, IServerObserver
 from wecompany.limits import Limits
-from wecompany.protocol import MAX_FRAMES
+from wecompany.protocol import ERROR_COSTS, MAX_FRAMES
 from wecompany.server import ServerObserver
 from wecompany.testing import FakeClient, MemoryServer, Message
 from wecompany.wire import (
@@ -440,6 +440,17 @@ class ShareTests(SynchronousTestCase):
             self.assertEqual(received.index(b"hello"), MAX_FRAMES)
             received.remove(b"hello")
             self.assertEqual(received, texts)
+
+    def test_errorsCost(self) -> None:
+        """A frame that is answered with an ERROR takes as much of a turn as eleven others."""
+        server = MemoryServer(limits=Limits.none())
+        flood, alice, bob = server.login("flood"), server.login("alice"), server.login("bob")
+        pairs = (encodeFrame(200, b"") + encodeFrame(TEXT, b"bob", b"%05d" % i) for i in range(100))
+        flood.transport.write(b"".join(pairs))
+        alice.transport.write(encodeFrame(TEXT, b"bob", b"hello"))
+        received = [m.data for m in bob.received()]
+        self.assertEqual(received.index(b"hello"), MAX_FRAMES // (ERROR_COSTS + 2))
+        self.assertEqual(len(received), 101)
 
     def test_bad(self) -> None:
         """Each of many bad frames is answered, and what follows them is taken."""

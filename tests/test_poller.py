@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from tests import temporaryFolder
 from tests.test_transports import makeCertificate
-from wecompany.poller import MAX_EVENTS, Poller, fastest
+from wecompany.poller import MAX_EVENTS, Poller, fastest, serverEndpoint
 from wecompany.server import WeCompanyFactory
 from wecompany.wire import MessageType, encodeFrame
 
@@ -277,13 +277,30 @@ class PollerTests(TestCase):
         self.assertEqual(len(served), 1)
 
     async def test_reactorStops(self) -> None:
-        """When the reactor loses the poller, it lets all its sockets go."""
+        """When the reactor loses the poller, all that it served is lost, whatever one of them raises."""
+        server, client = await self.pair()
         one, other = socket.socketpair()
         self.addCleanup(one.close)
         self.addCleanup(other.close)
         self.poller.addReader(AlwaysReady(one))
         self.poller.connectionLost(Failure(ConnectionAborted()))
         self.assertEqual(self.poller.getReaders(), [])
+        self.assertIn("aborted", await server.lost)
+        await client.lost
+        self.assertEqual(len(self.flushLoggedErrors(AttributeError)), 1, "that one has no connectionLost")
+
+    async def test_endpoint(self) -> None:
+        """An application's own endpoint, of whatever kind, is served through a poller."""
+        folder = temporaryFolder(self)
+        makeCertificate(folder / "key.pem", folder / "cert.pem")
+        secured = f"ssl:0:interface=127.0.0.1:privateKey={folder / 'key.pem'}:certKey={folder / 'cert.pem'}"
+        for description in ("tcp:0:interface=127.0.0.1", secured):
+            port = await serverEndpoint(reactor, description).listen(Factory.forProtocol(Recorder))
+            self.addCleanup(port.stopListening)
+            pollers = [reader for reader in reactor.getReaders() if isinstance(reader, Poller)]
+            self.assertIn(port, [reader for poller in pollers for reader in poller.getReaders()])
+        with self.assertRaises(ValueError):
+            serverEndpoint(reactor, "nonsense:0")
 
     async def test_adopted(self) -> None:
         """A listening socket that was opened by somebody else, as by systemd, is served; a UNIX one by the reactor."""

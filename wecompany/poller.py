@@ -20,8 +20,15 @@ import socket
 from typing import Any
 
 from twisted.internet import tcp
+from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHalfCloseableDescriptor, IListeningPort, IReactorFDSet, IReadDescriptor
+from twisted.internet.interfaces import (
+    IHalfCloseableDescriptor,
+    IListeningPort,
+    IReactorFDSet,
+    IReadDescriptor,
+    IStreamServerEndpoint,
+)
 from twisted.internet.posixbase import PosixReactorBase
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -41,6 +48,18 @@ def fastest(reactor: Any) -> Any:
     Twisted's that watches file descriptors, else the reactor itself.
     """
     return Poller(reactor) if hasattr(select, "epoll") and isinstance(reactor, PosixReactorBase) else reactor
+
+
+def serverEndpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    """
+    Return the endpoint that an application listens with for a server of its own, be it C{"tcp:8888"},
+    C{"ssl:8889:privateKey=key.pem:certKey=cert.pem"} or any other that Twisted knows.
+
+    @param reactor: the application's; the connections are served as L{fastest} says.
+    @raise ValueError: if C{description} is none.
+    """
+    endpoint: IStreamServerEndpoint = serverFromString(fastest(reactor), description)
+    return endpoint
 
 
 class _Server(tcp.Server):
@@ -222,8 +241,12 @@ class Poller:
         return "wecompany"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops."""
-        self.removeAll()
+        """The reactor stops: it knows nothing of the sockets, so they are told here as it tells its own."""
+        for selectable in self.removeAll():
+            try:
+                selectable.connectionLost(reason)
+            except Exception:  # noqa: BLE001 - the others are told all the same
+                self._log.failure("A connection could not be ended properly")
 
     def doRead(self) -> None:
         """Something is ready: serve it, and leave what comes meanwhile for the reactor's next turn."""

@@ -69,6 +69,9 @@ MAX_FRAMES = 200
 """Frames of one client that are taken before others get their turn: so a flood of small ones, or of bad ones that are
 all answered, takes no more than its share."""
 
+ERROR_COSTS = 10
+"""Frames that one stands for besides itself if it is answered with an ERROR, which costs that much more."""
+
 SHARE_IS_OVER = "others have their turn"
 """Why a connection is not read."""
 
@@ -389,23 +392,28 @@ class WeCompanyProtocol(Protocol):
         at = 0
         left = MAX_FRAMES
         try:
-            while left and (run := decodeRun(data, at, left)) is not None:
+            while left > 0 and (run := decodeRun(data, at, left)) is not None:
                 messageType, userId, bodies, isEven, end = run
-                left -= len(bodies)
                 if len(bodies) > 1 and self.factory.relayRun(self, messageType, userId, bodies, isEven, end - at):
+                    left -= len(bodies)
                     at = end
                     continue
                 for body in bodies:
+                    left -= 1
                     at += 5 + len(userId) + len(body)
                     try:
                         receive(self, messageType, userId, body)
                     except WireError as e:
                         self.sendError(e.code, e.text, messageType, userId)
+                        left -= ERROR_COSTS
                     except Exception:  # noqa: BLE001 - whatever is wrong with one frame stays with that frame
                         self._isAtFault(messageType, userId)
+                        left -= ERROR_COSTS
                     if not self._isTaking:
                         self._unparsed = data[at:] if self._phase is _Phase.REGISTERED else b""
                         return
+                    if left <= 0:
+                        break
         except WireError as e:
             self._close(e.code, e.text, NO_TYPE, b"")
         else:

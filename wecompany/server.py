@@ -810,7 +810,9 @@ class WeCompanyFactory(Factory):
             return False
         if messageType == _TEXT:
             left = connection.textsLeft - 1
-            if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._listeners:
+            if left < 0 or not receiver.isDirect or connection.session is not None or self._listeners:
+                return False
+            if self._blocks and self.isBlocked(userId, connection.userId):
                 return False
             connection.textsLeft = left
         elif messageType == _MEDIA and self.calls.routes.get(connection.userId) == userId:
@@ -844,7 +846,9 @@ class WeCompanyFactory(Factory):
             return False  # it is said of the one that is too long
         if messageType == _TEXT:
             left = connection.textsLeft - len(bodies)
-            if left < 0 or not receiver.isDirect or connection.session is not None or self._blocks or self._listeners:
+            if left < 0 or not receiver.isDirect or connection.session is not None or self._listeners:
+                return False
+            if self._blocks and self.isBlocked(userId, connection.userId):
                 return False
             connection.textsLeft = left
         elif messageType == _MEDIA and self.calls.routes.get(connection.userId) == userId:
