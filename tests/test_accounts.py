@@ -936,6 +936,17 @@ class CheckerTests(AccountsCase):
         self.with_()
         self.assertEqual(self.refused(BAD_CREDENTIAL, OTHER, userId=BOB), "wrong user ID or password")
 
+    def test_ownPasswords(self) -> None:
+        """Where the own passwords are not to let anybody in, only a checker does, and the tokens that it led to."""
+        for ownPasswords in (True, False):
+            self.with_(Checker(error.UnauthorizedLogin()), ownPasswords=ownPasswords)
+            self.letIn() if ownPasswords else self.refused(BAD_CREDENTIAL)
+        self.with_(Checker(ALICE), ownPasswords=False)
+        token = self.letIn(OTHER, LOGIN)
+        self.with_(ownPasswords=False)
+        self.refused(BAD_CREDENTIAL, OTHER)
+        self.letIn(token)
+
     def test_adoptedTwice(self) -> None:
         """Two first log-ins at once are both let in."""
         self.with_(Checker(BOB))
@@ -956,11 +967,17 @@ class CheckerTests(AccountsCase):
 
     def test_somebodyElse(self) -> None:
         """A checker that knows somebody under another name, or as nobody, lets in nobody."""
-        for answer in (b"Alice", (), None, "alice"):
+        for answer in (b"Alice", (), None, "Alice"):
             self.with_(Checker(answer))
             self.refused(BAD_CREDENTIAL, OTHER)
         self.with_(AllowAnonymousAccess())
         self.refused(BAD_CREDENTIAL, OTHER)
+
+    def test_nameAsText(self) -> None:
+        """A checker may tell whom it knows in bytes or as text, as Twisted's of Unix accounts does."""
+        for answer in (BOB, BOB.decode()):
+            self.with_(Checker(answer))
+            self.letIn(OTHER, userId=BOB)
 
     def test_refusals(self) -> None:
         """All of cred's refusals are wrong passwords, and lock out."""
@@ -1101,6 +1118,13 @@ class CommandTests(AccountsCase):
         self.commandRefused(OVERLOADED, self.change(PASSWORD, OTHER))
         self.threads.release()
         self.command(self.change(PASSWORD, OTHER))
+
+    def test_ownPasswordsOff(self) -> None:
+        """A password that lets nobody in is not changed."""
+        before = self.passwordHash()
+        self.accounts = self.make(ownPasswords=False)
+        self.commandRefused(FORBIDDEN, self.change(PASSWORD, OTHER))
+        self.assertEqual(self.passwordHash(), before)
 
     def test_keptElsewhere(self) -> None:
         """A password that another checker knows cannot be changed here, and checkers are not asked for the old one."""

@@ -40,7 +40,8 @@ from tests import temporaryFolder
 from tests.processes import Process, freePort
 from tests.test_tls import Logged, keyOf, makeCertificate
 from wecompany import service
-from wecompany.accounts import Accounts
+from wecompany.accounts import Accounts, hashPassword
+from wecompany.database import Database
 from wecompany.limits import DEFAULTS, Limits
 from wecompany.server import MAX_REFUSED, WeCompanyFactory
 from wecompany.service import Backend, CannotStart, Options, WeCompanyService, makeService
@@ -699,6 +700,35 @@ class RealSocketTests(TestCase):
             await self.start("--port", "0", "--tls", str(path)).stopService()
         self.assertIs(signal.getsignal(signal.SIGHUP), before)
 
+    async def test_passwords(self) -> None:
+        """--auth lets in whom it names, and --accounts whoever has a password in the store: neither the other's."""
+        database = temporaryFolder(cast(Any, self)) / "wecompany.sqlite"
+        with contextlib.closing(Database(database)) as store:
+            store.transact(store.addAccount, b"alice", hashPassword(b"12345678"), "test")
+
+        def register(port: int, userId: str, password: bytes) -> int:
+            """Return the type of the answer."""
+            with socket.create_connection(("127.0.0.1", port), 20) as client:
+                client.sendall(encodeFrame(MessageType.HEARTBEAT, userId.encode(), password))
+                return client.recv(1000)[2]
+
+        auth = ("--auth", "memory:bób:sécret:carol:12345678")
+        yes, no = MessageType.HEARTBEAT, MessageType.ERROR
+        for words, answers in (
+            (auth, (yes, no, yes, no)),
+            (("--accounts",), (no, no, no, yes)),
+            ((*auth, "--accounts"), (yes, no, yes, yes)),
+        ):
+            made = self.start("--database", str(database), "--port", "0", "--interface", "127.0.0.1", *words)
+            port = cast(Any, next(iter(made))._listening.result).getHost().port
+            for (userId, password), answer in zip(
+                (("bób", "sécret"), ("bób", "wrong"), ("carol", "12345678"), ("alice", "12345678")),
+                answers,
+                strict=True,
+            ):
+                self.assertEqual(await deferToThread(register, port, userId, password.encode()), answer, words)
+            await made.stopService()
+
     async def test_clientCertificates(self) -> None:
         """With --tls-clients a certificate lets one in as whom it names, and is required where nothing else does."""
         folder = temporaryFolder(cast(Any, self))
@@ -888,7 +918,7 @@ class BackendTests(ServiceTestCase):
 
         self.patch(service, "Accounts", note)
         for words, options in (
-            (("--accounts",), {"signup": False, "tokenLifetime": 86_400, "checkers": []}),
+            (("--accounts",), {"ownPasswords": True, "signup": False, "tokenLifetime": 86_400, "checkers": []}),
             (("--accounts", "--signup", "--token-lifetime", "5"), {"signup": True, "tokenLifetime": 5}),
             (("--accounts", "--limit", "hashing=3"), {"limits": ANY}),
         ):
@@ -902,7 +932,7 @@ class BackendTests(ServiceTestCase):
         server = self.make("--auth", "memory:a:b")
         server.startService()
         ((store, _, _), given) = made.pop()
-        self.assertEqual((store, len(given["checkers"])), (None, 1))
+        self.assertEqual((store, len(given["checkers"]), given["ownPasswords"]), (None, 1, False))
         self.successResultOf(server.stopService())
 
 

@@ -323,9 +323,10 @@ class Accounts:
     """
     The accounts of one server: those in its store, and those that other credentials checkers know.
 
-    The own accounts are asked first, then each checker in turn, until one knows the password to be right.  Whom another
-    checker or a certificate lets in gets an account without a password in the store, if there is a store: so its tokens
-    can be kept, its texts wait for it, and it can be disabled.  Deleting that account keeps nobody out for long.
+    The own passwords are looked at first, then each checker in turn, until one knows the password to be right.  Whom
+    another checker or a certificate lets in gets an account without a password in the store, if there is a store: so
+    its tokens can be kept, its texts wait for it, and it can be disabled.  Deleting that account keeps nobody out for
+    long.
 
     @ivar count: called with the name of what happened and how often.
     """
@@ -336,6 +337,7 @@ class Accounts:
         clock: IReactorTime,
         runInThread: Callable[..., Deferred[Any]],
         *,
+        ownPasswords: bool = True,
         signup: bool = False,
         tokenLifetime: float = TOKEN_LIFETIME,
         limits: Limits | None = None,
@@ -346,6 +348,7 @@ class Accounts:
         """
         @param store: where the own accounts are; without one there are none, and no tokens.
         @param runInThread: calls a function with arguments in a thread, and fires with what it returns.
+        @param ownPasswords: whether the passwords in the store let anybody in; tokens do in any case.
         @param signup: whether strangers may make accounts.  Where there are C{checkers} they never may: a stranger
             could take the name of somebody whom only a checker knows.
         @param tokenLifetime: seconds.
@@ -356,6 +359,7 @@ class Accounts:
         self._store = store
         self._clock = clock
         self._runInThread = runInThread
+        self._ownPasswords = ownPasswords
         self._signup = signup and not checkers
         self._tokenLifetime = tokenLifetime
         limits = limits or Limits()
@@ -515,7 +519,7 @@ class Accounts:
 
     async def _askOwn(self, userId: bytes, password: bytes) -> tuple[str | None, bool | None]:
         """Return the hash in the store if C{password} matches it, and whether it does: C{None} if there is none."""
-        if self._store is None:
+        if self._store is None or not self._ownPasswords:
             return None, None
         account = await self._store.account(userId)
         known = "" if account is None else account.passwordHash
@@ -545,8 +549,9 @@ class Accounts:
         for checker in checkers if _isText(password) else ():
             try:
                 answer = maybeDeferred(checker.requestAvatarId, UsernamePassword(userId, password))
+                name = await answer.addTimeout(CHECKER_TIMEOUT, self._clock)
                 # Whoever is somebody else there, or nobody, is not let in as this user here.
-                isRight = await answer.addTimeout(CHECKER_TIMEOUT, self._clock) == userId
+                isRight = (name.encode() if isinstance(name, str) else name) == userId
             except (LoginFailed, Unauthorized):
                 isRight = False
             except Exception:  # noqa: BLE001 - a plug-in's fault is logged, and the next one asked
@@ -605,7 +610,7 @@ class Accounts:
             self.count("tokens revoked", revoked)
             return f"{revoked} token{'' if revoked == 1 else 's'} revoked".encode()
         account = await self._store.account(userId)
-        if account is None or not account.passwordHash:
+        if account is None or not account.passwordHash or not self._ownPasswords:
             raise Refused(ErrorCode.FORBIDDEN, "this server does not keep your password: change it where it is kept")
         await self._checkPassword(userId, address, old, ())
         try:

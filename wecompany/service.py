@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from twisted.application.service import MultiService, Service
+from twisted.cred.checkers import ICredentialsChecker, InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import AuthOptionMixin, InvalidAuthType, UnsupportedInterfaces, makeChecker
 from twisted.internet.address import IPv4Address, IPv6Address
@@ -93,6 +94,15 @@ def _seconds(least: float) -> Callable[[str], float]:
         return number
 
     return coerce
+
+
+def _makeChecker(description: str) -> ICredentialsChecker:
+    """Make a checker of what C{--auth} says."""
+    checker: ICredentialsChecker = makeChecker(description)
+    if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
+        # "memory" keeps the words of the command line as they are, while all credentials are bytes.
+        checker.users = {os.fsencode(name): os.fsencode(password) for name, password in checker.users.items()}
+    return checker
 
 
 def _whole(what: str, most: float) -> Callable[[str], int]:
@@ -203,7 +213,7 @@ class Options(_Options, AuthOptionMixin):
         # Its argument may be a password, so only its kind is ever shown.
         kind = description.partition(":")[0]
         try:
-            self.addChecker(makeChecker(description))
+            self.addChecker(_makeChecker(description))
         except InvalidAuthType:
             raise UsageError(f"--auth {kind}: there is no such checker; --help-auth lists all") from None
         except UnsupportedInterfaces:
@@ -646,6 +656,7 @@ def makeService(options: Options, reactor: IReactorTime | None = None) -> WeComp
             store,
             reactor,
             runInThread,
+            ownPasswords=bool(options["accounts"]),
             signup=bool(options["signup"]),
             tokenLifetime=options["token-lifetime"],
             limits=limits,
