@@ -8,6 +8,7 @@ import sqlite3
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import TestCase
 
@@ -18,7 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import temporaryFolder
 from wecompany import database as module
-from wecompany.database import DAY, MIGRATIONS, Database, describe
+from wecompany.database import DAY, LEAST_ROOM, MIGRATIONS, Database, describe
 from wecompany.interfaces import (
     Account,
     AccountExists,
@@ -195,6 +196,39 @@ class OpeningTests(DatabaseTestCase):
         content = self.path.read_bytes()
         self.path.write_bytes(content[:100] + b"\xaa" * 3996 + content[4096:])
         self.assertIn("malformed", self.problem(self.path))
+
+    def test_damagedSchema(self) -> None:
+        """A schema that is not even text is told as any damage."""
+        self.database.close()
+        content = self.path.read_bytes()
+        at = content.index(b"CREATE TABLE call(")
+        self.path.write_bytes(content[: at + 3] + b"\xf8" + content[at + 4 :])
+        self.assertIn("malformed. Put a backup in its place", self.problem(self.path))
+
+    def test_damagedValues(self) -> None:
+        """A value that a server needs at its start, and that is missing or of another kind, is damage too."""
+        for damage, problems in (
+            ("INSERT INTO user(name, createdAt, seenAt) VALUES(X'00', 0, 'cake')", 0),
+            ("UPDATE setting SET value = 'cake'", 1),
+            ("DELETE FROM setting", 1),
+        ):
+            self.database._connection.execute(damage)
+            self.database.close()
+            self.database = self.open()
+            with self.assertRaisesRegex(StoreProblem, "malformed. Put a backup in its place"):
+                self.database.serve()
+            self.assertEqual(len(self.database.check()), problems)
+
+    def test_noSpace(self) -> None:
+        """Where SQLite cannot make what it needs, a full disk is told as that, and any other fault as it is."""
+
+        def fail(database: Database) -> int:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        self.patch(Database, "_checkOurs", fail)
+        for free, said in ((LEAST_ROOM - 1, "no space is left. Make room on that disk"), (LEAST_ROOM, "I/O error")):
+            self.patch(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+            self.assertIn(said, self.problem(self.path))
 
     def test_locked(self) -> None:
         """A file that another program holds on to is told as locked."""

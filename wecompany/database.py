@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -117,6 +118,9 @@ LOOK_AGAIN_AFTER = 10.0
 
 PAGES_AT_ONCE = 1_000
 """Pages that a backup copies between two reports of its progress."""
+
+LEAST_ROOM = 65_536
+"""Bytes of a disk with fewer of which no database can be opened: SQLite makes an index of 32 KiB beside it."""
 
 GENERATION_BITS = 40
 """So many texts a user may get between two starts of the server, as a power of 2."""
@@ -332,6 +336,10 @@ class Pending:
     counts: dict[bytes, int] = field(factory=dict)
 
 
+_DAMAGE = (TypeError, ValueError)
+"""What comes of a damaged file besides SQLite's errors: a value of another kind, or a message that is no text."""
+
+
 Operation = tuple[Any, ...]
 """A method of L{Database}, a tuple of its arguments, and whatever the caller wants to find again there."""
 
@@ -436,7 +444,7 @@ class Database:
             raise self._cannotOpen(e) from e
         try:
             self._prepare()
-        except (sqlite3.Error, OSError) as e:
+        except (sqlite3.Error, OSError, *_DAMAGE) as e:
             self._connection.close()
             raise self._cannotOpen(e) from e
         except StoreProblem:
@@ -460,7 +468,10 @@ class Database:
             ) from e
 
     def _cannotOpen(self, error: Exception) -> StoreProblem:
-        text = str(error)
+        text = "it is malformed" if isinstance(error, _DAMAGE) else str(error)
+        # SQLite says so of what it cannot make beside the file, and not why.
+        if "I/O" in text and shutil.disk_usage(self.path.parent).free < LEAST_ROOM:
+            text = "its disk is full: no space is left"
         advice = "Name a file in a folder that this user may write."
         if "not a database" in text:
             advice = "Name another file: this one is left as it is."
@@ -572,6 +583,8 @@ class Database:
             return self.transact(self._takeOver)
         except StoreProblem as e:
             raise StoreProblem(f"The database {str(self.path)!r} cannot be used: {e}.") from e
+        except _DAMAGE as e:
+            raise self._cannotOpen(e) from e
 
     def _takeOver(self) -> Served:
         # Numbers of texts are never given twice, and those of an empty queue are stored nowhere: so a server's begin
@@ -1354,9 +1367,9 @@ class Database:
                     " HAVING max(number) - min(number) + 1 <> count(*)"
                 )
             ]
-            if self._value("SELECT value FROM setting WHERE name = 'generation'") is None:
+            if not isinstance(self._value("SELECT value FROM setting WHERE name = 'generation'"), int):
                 problems.append("the number of the server's last start is missing")
-        except sqlite3.DatabaseError as e:
+        except (sqlite3.DatabaseError, *_DAMAGE) as e:
             return [str(e)]
         return problems
 
