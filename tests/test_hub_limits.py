@@ -185,9 +185,20 @@ class TextRateTests(LimitsScene):
             self.server.advance(0.1)
             came.append(len(bob.received()))
         self.assertEqual(sum(came), 300)
-        self.assertTrue(all(9 <= n <= 11 for n in came[2:20]), came)
+        self.assertTrue(all(8 <= n <= 12 for n in came[2:20]), came)  # as two come in a pause
         alice.send(HEARTBEAT)
         self.assertEqual(alice.received(), [Message(HEARTBEAT, "", b"")])
+
+    def test_pauses(self) -> None:
+        """Past the default rate no pause is longer than 20 ms, and one at its end is no longer for all that waits."""
+        _, bob = self.flood(1_300, "text=100:1000")
+        self.assertGreaterEqual(len(bob.received()), 1_000)
+        came = []
+        for _ in range(50):
+            self.server.advance(LONGEST_PAUSE)
+            came.append(len(bob.received()))
+        self.assertTrue(all(1 <= n <= 3 for n in came), came)
+        self.assertAlmostEqual(sum(came), 100, delta=3)
 
     def test_slowRate(self) -> None:
         """Also a rate of less than one text for each pause is held."""

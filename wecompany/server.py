@@ -956,29 +956,31 @@ class WeCompanyFactory(Factory):
         if self._texts is None:
             connection.textsLeft = sys.maxsize
             return
-        some = max(1, self._limits["text"].burst // PREPAID)
+        limit = self._limits["text"]
+        some = max(1, limit.burst // PREPAID)
         if self._texts.allow(connection.userId, some):
             connection.textsLeft = some - 1
             return
         connection.textsLeft = 0
         self.count("limits hit: text")
         connection.hold(TOO_FAST)
-        self._pause(connection, some)
+        # No more than come in a pause, so that no pause is longer.
+        self._pause(connection, max(1, int(limit.value * LONGEST_PAUSE)))
 
-    def _pause(self, connection: IConnection, some: int) -> None:
+    def _pause(self, connection: IConnection, few: int) -> None:
         assert self._texts is not None
-        wait = self._texts.wait(connection.userId, some)
-        self._reactor.callLater(min(max(wait, 0.001), LONGEST_PAUSE), self._readAgain, connection, some)
+        wait = self._texts.wait(connection.userId, few)
+        self._reactor.callLater(min(max(wait, 0.001), LONGEST_PAUSE), self._readAgain, connection, few)
 
-    def _readAgain(self, connection: IConnection, some: int) -> None:
+    def _readAgain(self, connection: IConnection, few: int) -> None:
         assert self._texts is not None
         if connection.isClosed:
             return
-        if self._texts.allow(connection.userId, some):
-            connection.textsLeft = some - 1
+        if self._texts.allow(connection.userId, few):
+            connection.textsLeft = few - 1
             connection.release(TOO_FAST)
         else:
-            self._pause(connection, some)
+            self._pause(connection, few)
 
     def _file(self, connection: IConnection, messageType: int, userId: bytes, data: bytes) -> None:
         self._files.frameReceived(connection.userId, userId, data)
