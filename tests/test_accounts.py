@@ -803,7 +803,7 @@ class GuessTests(AccountsCase):
         self.threads.isHeld = True
         attempts = [self.attempt(address=f"10.0.0.{n}") for n in range(64)]
         self.assertEqual(len(self.threads.waiting), HASHING_AT_ONCE)
-        self.assertEqual(self.refused(OVERLOADED), "too many log in at once: try again in a few seconds")
+        self.assertIn("(limit hashing)", self.refused(OVERLOADED))
         for _ in range(20):
             self.refused(OVERLOADED)
         attempts[0].cancel()
@@ -868,7 +868,7 @@ class SignUpTests(AccountsCase):
         for n in range(9):
             self.letIn(OTHER, SIGNUP, b"user%d" % n)
         ran = self.threads.ran
-        self.refused(OVERLOADED, OTHER, SIGNUP, BOB)
+        self.assertIn("(limit signups)", self.refused(OVERLOADED, OTHER, SIGNUP, BOB))
         self.assertEqual((self.threads.ran, self.counters["limits hit: signups"]), (ran, 1))
         self.letIn(OTHER, SIGNUP, b"elsewhere", ELSEWHERE)
         self.clock.advance(360 - A_MOMENT)
@@ -883,7 +883,7 @@ class SignUpTests(AccountsCase):
         """Past the most accounts nobody signs up; 0 turns that off."""
         self.accounts = self.make(signup=True, limits=Limits().changed("accounts=2"))
         self.letIn(OTHER, SIGNUP, BOB)
-        self.assertIn("2 accounts", self.refused(OVERLOADED, OTHER, SIGNUP, b"carol"))
+        self.assertIn("2 accounts already (limit accounts)", self.refused(OVERLOADED, OTHER, SIGNUP, b"carol"))
         self.accounts = self.make(signup=True, limits=Limits().changed("accounts=0"))
         self.letIn(OTHER, SIGNUP, b"carol")
 

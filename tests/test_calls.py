@@ -27,6 +27,12 @@ def call(kind: int, peer: str, callId: bytes, code: int, text: bytes = b"") -> M
     return Message(kind, peer, callId + bytes((code,)) + text)
 
 
+def refusalOf(callee: str, callId: bytes, code: RejectCode) -> Message:
+    """The REJECT of a request that cannot ring: that of one too many names the limit."""
+    isTooMany = code == RejectCode.OVERLOADED
+    return call(REJECT, callee, callId, code, b"too many calls: try again in a minute (limit calls)" * isTooMany)
+
+
 def error(code: int, kind: int, userId: str) -> Message:
     """An ERROR without its text, which is free."""
     return Message(ERROR, userId, bytes((code, kind)))
@@ -547,7 +553,7 @@ class RefusalTests(CallScene):
         self.send(caller, REQUEST, callee, b"\0" + OFFER)
         (refusal,) = self.clients[caller].received()
         callId = refusal.data[:16]
-        self.assertEqual(refusal, call(REJECT, callee, callId, code))
+        self.assertEqual(refusal, refusalOf(callee, callId, code))
         self.assertTold()
         self.assertIsNone(self.state(callId))
         for kind in (ACCEPT, END):  # there never was such a call
@@ -1175,7 +1181,7 @@ class ApiTests(CallScene):
         def assertRefused(caller: str, callee: str, code: RejectCode) -> None:
             self.assertEqual(self.calls.initiateCall(caller, callee, False), "")
             (refusal,) = self.clients[caller].received()
-            self.assertEqual(refusal, call(REJECT, callee, refusal.data[:16], code))
+            self.assertEqual(refusal, refusalOf(callee, refusal.data[:16], code))
             self.assertTold()
 
         assertRefused("alice", "alice", RejectCode.TO_SELF)

@@ -738,7 +738,7 @@ class WithServerTests(BenchTestCase):
         )
         self.assertEqual(code, 1)
         self.assertRegex(out, r"\nbroadcast:2: .* allows no broadcasts\n.*\n.*--broadcast --limit=broadcast=1M")
-        self.assertRegex(out, r"\nidle:30: .* your address has 9 connections\n")
+        self.assertRegex(out, r"\nidle:30: .* your address has 9 connections \(limit address-connections\)\n")
         self.assertRegex(out, r"\nsparse: each user got about 100 texts a second")
         self.assertEqual(out.count("--limit=text=10M"), 1)
 

@@ -52,11 +52,19 @@ class LimitsScene(SynchronousTestCase):
         """The connection was one too many."""
         (word,) = client.received()
         self.assertEqual((word.type, word.data[0], client.ended), (ERROR, ErrorCode.OVERLOADED, True))
+        self.assertNamed(word, limit)
         self.assertEqual(self.hits(limit), 1)
 
-    def errors(self, client: FakeClient) -> list[ErrorCode]:
-        """Return the codes of the ERRORs that have come."""
-        return [ErrorCode(m.data[0]) for m in client.received() if m.type == ERROR]
+    def assertNamed(self, word: Message, limit: str) -> None:
+        """The text says which limit it is."""
+        self.assertTrue(word.data.endswith(f"(limit {limit})".encode()), word)
+
+    def errors(self, client: FakeClient, limit: str = "") -> list[ErrorCode]:
+        """Return the codes of the ERRORs that have come; all of them name that limit, if one is given."""
+        words = [m for m in client.received() if m.type == ERROR]
+        for word in words if limit else ():
+            self.assertNamed(word, limit)
+        return [ErrorCode(word.data[0]) for word in words]
 
 
 class ConnectionTests(LimitsScene):
@@ -365,8 +373,9 @@ class OtherTests(LimitsScene):
         alice = self.limit("calls=3").login("alice")
         for _ in range(4):
             alice.send(MessageType.CALL_REQUEST, "bob", b"\0")
-        codes = [m.data[16] for m in alice.received()]
-        self.assertEqual(codes, [RejectCode.OFFLINE] * 3 + [RejectCode.OVERLOADED])
+        words = alice.received()
+        self.assertEqual([m.data[16] for m in words], [RejectCode.OFFLINE] * 3 + [RejectCode.OVERLOADED])
+        self.assertNamed(words[-1], "calls")
         self.assertEqual(self.hits("calls"), 1)
 
     def test_broadcast(self) -> None:
@@ -374,7 +383,7 @@ class OtherTests(LimitsScene):
         alice = self.limit("broadcast=1:2", broadcast=True).login("alice")
         for _ in range(3):
             alice.send(TEXT, "", b"hello")
-        self.assertEqual(self.errors(alice), [ErrorCode.OVERLOADED])
+        self.assertEqual(self.errors(alice, "broadcast"), [ErrorCode.OVERLOADED])
         self.assertEqual(self.hits("broadcast"), 1)
         self.server.advance(1)
         alice.send(TEXT, "", b"hello")
@@ -385,7 +394,7 @@ class OtherTests(LimitsScene):
         alice = self.limit("presence=2").login("alice")
         for op in (0, 1, 3):
             alice.send(PRESENCE, "", bytes((op,)))
-        self.assertEqual(self.errors(alice), [ErrorCode.OVERLOADED])
+        self.assertEqual(self.errors(alice, "presence"), [ErrorCode.OVERLOADED])
         self.assertEqual(self.hits("presence"), 1)
 
     def test_subscriptions(self) -> None:
@@ -395,7 +404,7 @@ class OtherTests(LimitsScene):
             alice.send(PRESENCE, name, b"\1")
         self.assertEqual(self.errors(alice), [])
         alice.send(PRESENCE, "dave", b"\1")
-        self.assertEqual(self.errors(alice), [ErrorCode.OVERLOADED])
+        self.assertEqual(self.errors(alice, "subscriptions"), [ErrorCode.OVERLOADED])
         self.assertEqual(self.hits("subscriptions"), 1)
         alice.send(PRESENCE, "bob", b"\2")
         alice.send(PRESENCE, "dave", b"\1")
@@ -425,7 +434,7 @@ class OtherTests(LimitsScene):
         alice = server.login("alice")
         for i in range(4):
             alice.send(TEXT, "bob", bytes((i,)) * 100)
-        self.refused = self.errors(alice)
+        self.refused = self.errors(alice, settings[0].partition("=")[0])
         return [m.data[:1] for m in server.login("bob").received() if m.type == TEXT]
 
     def test_queuedTexts(self) -> None:

@@ -357,16 +357,18 @@ class ConnectionsTests(SynchronousTestCase):
         self.assertTrue(server.login("bob").sessionId)
 
     def test_farTooMany(self) -> None:
-        """Past a hundred refused ones that still linger, any further one is dropped without a word, and counted."""
+        """Past a hundred refused ones that still linger, one more is told so, dropped at once, and counted."""
         server = MemoryServer(maxConnections=1)
         server.login("alice")
         refused = [server.connect() for _ in range(MAX_REFUSED)]
         self.assertTrue(all(lastWord(client)[1] == ErrorCode.OVERLOADED for client in refused))
         before = server.factory.counters.copy()
+        self.assertTrue(all(client.transport.connected for client in refused))
         dropped = server.connect()
-        self.assertEqual((dropped.received(), dropped.transport.connected), ([], False))
+        self.assertEqual((lastWord(dropped)[1], dropped.transport.connected), (ErrorCode.OVERLOADED, False))
         counted = server.factory.counters - before
-        self.assertEqual(counted, {"limits hit: connections": 1, "connections dropped: too many": 1})
+        names = ("limits hit: connections", "connections dropped: too many", "connections closed: OVERLOADED")
+        self.assertEqual(counted, dict.fromkeys(names, 1))
         server.advance(5)
         self.assertEqual(lastWord(server.connect())[1], ErrorCode.OVERLOADED)
 

@@ -463,7 +463,7 @@ class Accounts:
             raise Refused(ErrorCode.BAD_CREDENTIAL, e.text) from None
         if self._signups is not None and not self._signups.allow(addressKey(attempt.address).encode()):
             self.count("limits hit: signups", 1)
-            raise Refused(ErrorCode.OVERLOADED, "too many sign-ups from this address: try again later")
+            raise Refused(ErrorCode.OVERLOADED, "too many sign-ups from your address: try again later (limit signups)")
         if await self._store.account(attempt.userId) is not None:
             raise Refused(ErrorCode.FORBIDDEN, _TAKEN)
         passwordHash = await self._hash(attempt.credential)
@@ -570,7 +570,7 @@ class Accounts:
         """Take one of the places of those who wait for a hash."""
         if self._hashing >= self._mostHashing:
             self.count("limits hit: hashing", 1)
-            raise Refused(ErrorCode.OVERLOADED, "too many log in at once: try again in a few seconds")
+            raise Refused(ErrorCode.OVERLOADED, "too many log in at once: try again in a few seconds (limit hashing)")
         self._hashing += 1
         try:
             yield

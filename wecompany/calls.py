@@ -615,12 +615,15 @@ class VideoCallServer:
             return call.callId
 
         refusal: RejectCode | None = None
+        why = b""
         if caller == callee:
             refusal = RejectCode.TO_SELF
         elif self._router.isBlocked(callee, caller):
             refusal = RejectCode.FORBIDDEN
-        elif self._isStopped or not self._mayRequest(caller):
-            refusal = RejectCode.OVERLOADED
+        elif self._isStopped:
+            refusal, why = RejectCode.OVERLOADED, b"the server is going away"
+        elif not self._mayRequest(caller):
+            refusal, why = RejectCode.OVERLOADED, b"too many calls: try again in a minute (limit calls)"
         elif caller in self._callOf or callee in self._callOf:
             refusal = RejectCode.BUSY
         elif not self._router.isOnline(callee):
@@ -635,13 +638,13 @@ class VideoCallServer:
             startedAt=self._clock.seconds(),
         )
         if refusal is not None:
-            over = _rejected(refusal)
+            over = _rejected(refusal, why)
             call.endedAt = call.startedAt
             self._tell(call, _ending(call, over, caller))
             self._router.count(f"calls refused: {refusal.name}")
             if refusal in _RECORDED_REFUSALS:
                 self._router.recordCall(call.snapshot(), refusal)
-            self._router.tell("callRejected", call.snapshot(), int(refusal), "")
+            self._router.tell("callRejected", call.snapshot(), int(refusal), why.decode())
             return b""
         machine = _newMachine(call)
         self._calls[call.callId] = call, machine

@@ -1070,13 +1070,13 @@ class Database:
         """
         See L{IStore.block<wecompany.interfaces.IStore.block>}.
 
-        @raise QueueFull: that user blocks too many.
+        @raise StoreProblem: that user blocks too many.
         """
         user = self._get(name)
         if self._value("SELECT 1 FROM block WHERE user = ? AND other = ?", user, other):
             return
         if self._value("SELECT count(*) FROM block WHERE user = ?", user) >= MAX_BLOCKS:
-            raise QueueFull("blocks", f"you block {MAX_BLOCKS} users: unblock one first")
+            raise StoreProblem(f"you block {MAX_BLOCKS} users: unblock one first")
         self._connection.execute("INSERT INTO block VALUES(?, ?)", (user, other))
 
     def unblock(self, name: bytes, other: bytes) -> None:

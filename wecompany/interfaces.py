@@ -165,8 +165,12 @@ class IConnection(Interface):
     def sweep(now: float) -> None:
         """Close the connection if one of its deadlines has passed."""
 
-    def close(code: ErrorCode, text: str) -> None:
-        """Say why with an ERROR, or as the first frame asked for, then close; take nothing more from this client."""
+    def close(code: ErrorCode, text: str, lingers: bool = True) -> None:
+        """
+        Say why with an ERROR, or as the first frame asked for, then close; take nothing more from this client.
+
+        @param lingers: whether the client gets time to read that and to close before the connection is dropped.
+        """
 
     def abort() -> None:
         """Drop the connection at once."""
@@ -279,13 +283,13 @@ class StoreProblem(Exception):
 
 class QueueFull(StoreProblem):
     """
-    A limit of the store is reached.
+    A limit of the store is reached; the text names it.
 
     @ivar limit: its name.
     """
 
     def __init__(self, limit: str, text: str) -> None:
-        super().__init__(text)
+        super().__init__(f"{text} (limit {limit})")
         self.limit = limit
 
 

@@ -113,7 +113,7 @@ class Presence:
     def _list(self, connection: IConnection, op: PresenceOp) -> None:
         if self._lists is not None and not self._lists.allow(connection.userId):
             self._count("limits hit: presence")
-            raise WireError(ErrorCode.OVERLOADED, "too many lists: the limit presence is a few a minute")
+            raise WireError(ErrorCode.OVERLOADED, "too many lists: try again in a minute (limit presence)")
         if op == PresenceOp.SUBSCRIBE:
             self._tellChanges()  # so that nothing older follows the list
             self._ofEveryone.add(connection)
@@ -160,7 +160,7 @@ class Presence:
         if userId not in watched and len(watched) >= (self._maxSubscriptions or math.inf):
             self._count("limits hit: subscriptions")
             raise WireError(
-                ErrorCode.OVERLOADED, f"at most {self._maxSubscriptions} subscriptions: watch everyone instead"
+                ErrorCode.OVERLOADED, f"you watch {len(watched)} users: watch everyone instead (limit subscriptions)"
             )
         self._tellChanges()
         watched.add(userId)

@@ -362,9 +362,9 @@ class WeCompanyProtocol(Protocol):
                 idle = self.factory.idleTimeout
                 self.close(ErrorCode.IDLE, f"nothing came for {idle:g} s: send a HEARTBEAT every {idle / 3:g} s")
 
-    def close(self, code: ErrorCode, text: str) -> None:
+    def close(self, code: ErrorCode, text: str, lingers: bool = True) -> None:
         """See L{IConnection.close}."""
-        self._close(code, text, NO_TYPE, b"")
+        self._close(code, text, NO_TYPE, b"", lingers)
 
     def abort(self) -> None:
         """See L{IConnection.abort}."""
@@ -503,7 +503,7 @@ class WeCompanyProtocol(Protocol):
     def _wantsAuthResponse(self) -> bool:
         return self._firstType in (MessageType.LOGIN, MessageType.SIGNUP)
 
-    def _close(self, code: ErrorCode, text: str, messageType: int, userId: bytes) -> None:
+    def _close(self, code: ErrorCode, text: str, messageType: int, userId: bytes, lingers: bool = True) -> None:
         """Say why, then close.  The frame at fault is named as L{_sendError} does."""
         if self._phase is _Phase.CLOSED:
             return
@@ -535,7 +535,7 @@ class WeCompanyProtocol(Protocol):
         # A socket that is closed with unread bytes in it sends a reset, and a reset can overtake the ERROR.  So where
         # the transport can, only our half is closed, and what still comes is read and dropped until the client closes.
         halfClose = getattr(self.transport, "loseWriteConnection", None)
-        if halfClose is None or ISSLTransport.providedBy(self.transport):
+        if not lingers or halfClose is None or ISSLTransport.providedBy(self.transport):
             self.transport.loseConnection()
         else:
             self.transport.resumeProducing()

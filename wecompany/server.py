@@ -92,7 +92,7 @@ REPORT_EVERY = 60.0
 """Seconds between two log lines about what was counted."""
 
 MAX_REFUSED = 100
-"""Connections past the most allowed ones that are told so; any further one is dropped without a word."""
+"""Connections past the most allowed ones that get time to read that; any further one is told, and dropped at once."""
 
 LONGEST_PAUSE = 0.02
 """Seconds for which a client that writes too fast is not read, at a time."""
@@ -686,12 +686,12 @@ class WeCompanyFactory(Factory):
 
     def _turnAway(self, connection: IConnection, limit: str, text: str) -> None:
         self.count(f"limits hit: {limit}")
-        if len(self._refused) < MAX_REFUSED:
+        lingers = len(self._refused) < MAX_REFUSED
+        if lingers:
             self._refused.add(connection)
-            connection.close(ErrorCode.OVERLOADED, text)
         else:
             self.count("connections dropped: too many")
-            connection.abort()
+        connection.close(ErrorCode.OVERLOADED, f"{text} (limit {limit})", lingers)
 
     def heardFrom(self, connection: IConnection) -> None:
         """See L{IHub.heardFrom}."""
@@ -922,8 +922,7 @@ class WeCompanyFactory(Factory):
             raise WireError(ErrorCode.FORBIDDEN, "this server allows no broadcasts")
         if self._broadcasts is not None and not self._broadcasts.allow(connection.userId):
             self.count("limits hit: broadcast")
-            limit = self._limits["broadcast"]
-            raise WireError(ErrorCode.OVERLOADED, f"the limit broadcast is {limit.value} a second")
+            raise WireError(ErrorCode.OVERLOADED, "too many texts to everyone: wait a moment (limit broadcast)")
         if connection.session is None or self._delivery is None:
             missed = self._spread(MessageType.TEXT, connection.userId, data, frame)
             if missed:
@@ -1077,7 +1076,7 @@ class WeCompanyFactory(Factory):
             slowest = max(self._connections, key=lambda connection: connection.waiting)
             assert slowest.waiting, "the sum is more than its parts"
             self.count("limits hit: queued-memory")
-            slowest.close(ErrorCode.TOO_SLOW, "the server has no memory left for what waits for you")
+            slowest.close(ErrorCode.TOO_SLOW, "too much waits for all, and most for you (limit queued-memory)")
 
     # -- time
 
