@@ -244,6 +244,24 @@ class FileTests(BrowserTestCase):
             bob.button("Resume").click()
         self.assertEqual(hashlib.sha256(Path(download.value.path()).read_bytes()).hexdigest(), self.digest)
 
+    def test_dropped(self) -> None:
+        """A file that is dropped into the conversation is sent, and a picture is shown when it has come."""
+        alice, bob = self.person("alice").signIn(), self.person("bob").signIn()
+        alice.open(bob.name)
+        bob.open(alice.name)
+        dropped = alice.page.evaluate_handle(
+            "async () => { const canvas = new OffscreenCanvas(64, 48); canvas.getContext('2d');"
+            " const blob = await canvas.convertToBlob(); const transfer = new DataTransfer();"
+            " transfer.items.add(new File([blob], 'picture.png')); return transfer; }"
+        )
+        for event in ("dragover", "drop"):
+            alice.page.dispatch_event("#conversation", event, {"dataTransfer": dropped})
+        with bob.page.expect_download():
+            bob.button("Accept").click()
+        picture = bob.page.locator("#log img.picture")
+        picture.wait_for()
+        self.assertEqual(picture.evaluate("(image) => [image.naturalWidth, image.naturalHeight]"), [64, 48])
+
     def test_declined(self) -> None:
         """Who does not want a file says so, and the sender learns of it."""
         alice, bob = self.person("alice").signIn(), self.person("bob").signIn()
@@ -654,6 +672,20 @@ class LackingTests(BrowserTestCase):
         alice = self.person("alice")
         alice.page.add_init_script("for (const one of ['Audio', 'Video']) delete window[one + 'Decoder'];")
         alice.signIn().sees("#lacking", "WebCodecs")
+
+    def test_noVideo(self) -> None:
+        """Who calls somebody whose browser shows no video is told so, and is heard."""
+        alice, bob = self.person("alice").signIn(), self.person("bob")
+        bob.page.add_init_script("delete window.VideoDecoder;")
+        bob.signIn().sees("#lacking", "VP8")
+        alice.call(bob.name, video=True)
+        bob.answer(video=True)
+        alice.sees("#call .notes", "The other side cannot show video.")
+        alice.seesPictures(10)
+        bob.hearsTone()
+        self.assertEqual(alice.figures()["call"]["sent"]["video"], 0)
+        alice.hangUp()
+        bob.awaitState("")
 
     def test_noCamera(self) -> None:
         """Without a camera one is heard all the same, and told what is missing."""
