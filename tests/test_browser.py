@@ -286,7 +286,6 @@ class FileTests(BrowserTestCase):
     def test_toTheTerminal(self) -> None:
         """A file gets from the page to the terminal."""
         inbox = self.folder / "inbox"
-        inbox.mkdir()
         bob = self.command("receive-files", "bob", "--into", inbox)
         alice = self.person("alice").signIn()
         alice.open(self.named("bob")).sendFile(self.path)

@@ -91,6 +91,13 @@ class ParserTests(SynchronousTestCase):
         self.assertNotIn("Traceback", errors.getvalue())
         return errors.getvalue()
 
+    def test_folderIsMade(self) -> None:
+        """Where files are to go into a folder that is not there yet, it is made."""
+        folder = temporaryFolder(self) / "inbox"
+        for _ in range(2):
+            self.assertEqual(self.parse("receive-files", "--as", "bob", "--into", str(folder)).into, folder)
+            self.assertTrue(folder.is_dir())
+
     def test_commands(self) -> None:
         """Each command takes what its help says."""
         options = self.parse("send", "--as", "alice", "bob", "hello")

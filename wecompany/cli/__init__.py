@@ -31,9 +31,13 @@ def _userId(value: str) -> str:
 
 
 def _folder(value: str) -> Path:
+    """Return a folder; one that is not there yet is made, in one that is."""
     path = _path(value)
     if not isFolder(path):
-        raise argparse.ArgumentTypeError(f"{value} is not a folder")
+        try:
+            path.mkdir()
+        except OSError as e:
+            raise argparse.ArgumentTypeError(f"{value} is not a folder, and cannot be made one: {e.strerror}") from None
     return path
 
 
