@@ -6,6 +6,8 @@ import sqlite3
 from functools import partial
 from typing import Any
 
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -879,6 +881,107 @@ class ReliableTests(DeliveryTestCase):
         self.server.release()
         self.assertEqual(texts(bob), [b"one", b"two"])
         self.assertTold(alice, ErrorCode.OVERLOADED, "bob")
+
+
+class BroadcastTests(DeliveryTestCase):
+    """What a reliable client sends to everyone keeps its place among its texts."""
+
+    options: dict[str, Any] = {"broadcast": True, "limits": Limits().changed("broadcast=0").changed("text=0")}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.alice, self.bob, self.carol = (
+            self.server.resume("alice"),
+            self.server.resume("bob"),
+            self.server.login("carol"),
+        )
+
+    def write(self, *words: str) -> None:
+        """Let alice send that at once, each as C{RECEIVER:TEXT}, to everyone where no receiver is named."""
+        frames = [encodeFrame(TEXT, *map(str.encode, word.split(":"))) for word in words]
+        self.alice.sendBytes(b"".join(frames))
+
+    def test_order(self) -> None:
+        """To a plain and to a reliable receiver it comes behind the texts before it, and before those behind it."""
+        self.server.isHeld = True
+        self.write("carol:1", "bob:1", ":2", "carol:3", "bob:3", ":4", ":5", "carol:6", "bob:6")
+        self.server.release()
+        for client in (self.carol, self.bob):
+            self.assertEqual(texts(client), [b"1", b"2", b"3", b"4", b"5", b"6"])
+        self.write(":7", "carol:8", "bob:8", ":9")
+        for client in (self.carol, self.bob):
+            self.assertEqual(texts(client), [b"7", b"8", b"9"])
+
+    def test_oneTransaction(self) -> None:
+        """It is on the disk for all reliable receivers when it is acknowledged, and before that for none."""
+        dave = self.server.resume("dave")
+        self.server.isHeld = True
+        self.write(":all")
+        for client in (self.bob, self.carol, dave, self.alice):
+            self.assertEqual([m for m in client.received() if m.type in (TEXT, ERROR)], [])
+        self.server.tell()
+        self.assertIn(ack(1), self.alice.received())
+        self.kill()
+        for name, client in (("bob", self.bob), ("dave", dave)):
+            self.assertEqual(texts(self.server.resume(name, 0, client.sessionId)), [b"all"])
+
+    def test_noRoom(self) -> None:
+        """One receiver for whom too much waits does not keep it from the others."""
+        self.restart(limits=self.options["limits"].changed("queued-texts=1"))
+        self.alice, bob, carol = self.server.resume("alice"), self.server.resume("bob"), self.server.resume("carol")
+        self.write("bob:1", ":2")
+        self.assertEqual((texts(bob), texts(carol)), ([b"1"], [b"2"]))
+        self.assertIn(ack(2), self.alice.received())
+        self.assertEqual(self.server.factory.counters["limits hit: queued-texts"], 1)
+
+    def test_leavesBefore(self) -> None:
+        """A plain receiver that leaves before the commit gets it at its next registration, in its place."""
+        for again in (True, False):
+            self.server.isHeld = True
+            self.write(":1", "carol:2", ":3")
+            self.carol.drop()
+            if again:
+                self.carol = self.server.login("carol")
+            self.server.release()
+            if not again:
+                self.carol = self.server.login("carol")
+            self.assertEqual(texts(self.carol), [b"1", b"2", b"3"])
+            self.write(":4")
+            self.assertEqual(texts(self.carol), [b"4"])
+
+    @given(st.lists(st.sampled_from(["all", "bob", "carol", "hold", "tell", "pause", "read", "leave"]), max_size=30))
+    def test_anyOrder(self, steps: list[str]) -> None:
+        """Whatever the disk and the receivers do, what one sender sends to a receiver comes in order and once."""
+        self.path = temporaryFolder(self) / "store.sqlite"
+        self.server = self.start(self.server.clock)
+        self.alice, bob, carol = self.server.resume("alice"), self.server.resume("bob"), self.server.login("carol")
+        got: dict[str, list[bytes]] = {"bob": [], "carol": []}
+        sent: dict[str, list[bytes]] = {"bob": [], "carol": []}
+        for n, step in enumerate(steps):
+            if step in ("all", "bob", "carol"):
+                data = b"%d " % n + bytes(20_000)
+                for name in got if step == "all" else [step]:
+                    sent[name].append(data)
+                self.alice.send(TEXT, "" if step == "all" else step, data)
+            elif step == "hold":
+                self.server.isHeld = True
+            elif step == "tell":
+                self.server.release()
+            elif step == "pause":
+                carol.pauseReading()
+            elif step == "read":
+                carol.resumeReading()
+            else:
+                got["carol"] += texts(carol)
+                carol.transport.loseConnection()
+                self.server.pump()
+                carol = self.server.login("carol")
+        self.server.release()
+        carol.resumeReading()
+        self.server.advance(3)
+        got["bob"] += texts(bob)
+        got["carol"] += texts(carol)
+        self.assertEqual(got, sent)
 
 
 class FailureTests(DeliveryTestCase):

@@ -872,6 +872,19 @@ class Database:
         if self._mostSize and self._used + size + TEXT_OVERHEAD > self._mostSize:
             raise QueueFull("store-size", f"the store has reached its {self._mostSize} bytes")
 
+    def keepAll(
+        self, receivers: Sequence[bytes], sender: bytes, sentAt: int, data: bytes, session: bytes, taken: int
+    ) -> list[int | StoreProblem]:
+        """See L{IStore.keepAll<wecompany.interfaces.IStore.keepAll>}; C{sentAt} is as in L{keep}."""
+        self.answered(session, taken)
+        kept: list[int | StoreProblem] = []
+        for receiver in receivers:
+            try:
+                kept.append(self.keep(receiver, sender, sentAt, data, b"", 0))
+            except StoreProblem as e:
+                kept.append(e)
+        return kept
+
     def answered(self, session: bytes, taken: int) -> None:
         """See L{IStore.answered<wecompany.interfaces.IStore.answered>}."""
         self._pending.counts[session] = taken

@@ -22,7 +22,7 @@ when it counts, and nothing has to be remembered for a text that is under way.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from twisted.internet.interfaces import IReactorTime
@@ -127,6 +127,23 @@ class Mailbox:
         self.isOpen = True
 
 
+class _Broadcast:
+    """
+    A text of a reliable session to everyone that is not committed yet.
+
+    @ivar mailboxes: of those who get it from the store, in their turn.
+    @ivar others: those who get it when it is committed, past the store.
+    """
+
+    __slots__ = ("data", "mailboxes", "others", "sender")
+
+    def __init__(self, sender: bytes, data: bytes) -> None:
+        self.sender = sender
+        self.data = data
+        self.mailboxes: list[Mailbox] = []
+        self.others: set[IConnection] = set()
+
+
 class Delivery:
     """The stored texts of one server: in from any sender, out to whoever is online."""
 
@@ -155,6 +172,7 @@ class Delivery:
         self._held: set[IConnection] = set()
         self._parting: dict[bytes, IConnection] = {}  # plain ones that are being closed
         self._asked: set[Mailbox] = set()  # those that wait to learn what waits
+        self._broadcasts: list[_Broadcast] = []
         store.setAfterCommit(self._afterCommit)
 
     # -- users come and go
@@ -216,6 +234,10 @@ class Delivery:
             self._store.sessionLost(connection.session.digest)
             return
         self._parting[userId] = connection
+        for broadcast in self._broadcasts:  # it has got nothing from the store since such a one came
+            if connection in broadcast.others:
+                broadcast.others.remove(connection)
+                texts.append((broadcast.sender, broadcast.data))
         if mailbox is None or mailbox.next == mailbox.base:
             self._putBack(userId, texts)
         else:
@@ -266,32 +288,63 @@ class Delivery:
 
     def refuse(self, connection: IConnection, error: WireError, receiver: bytes) -> None:
         """Answer a text of a reliable session with an ERROR, in its turn."""
-        self._countText(connection, partial(self._refused, connection, error, receiver))
-
-    def afterCommit(self, connection: IConnection, f: Callable[[], object]) -> None:
-        """Count a text of a reliable session that is not kept, and then call C{f}."""
-
-        def counted(taken: int, result: StoreProblem | None) -> None:
-            if result is None:
-                self._taken(connection, taken)
-                f()
-            else:
-                self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), b"", taken, result)
-
-        self._countText(connection, counted)
-
-    def _countText(self, connection: IConnection, counted: Callable[[int, StoreProblem | None], None]) -> None:
         session = connection.session
         assert session is not None
         taken = session.received
 
         def done(result: StoreProblem | None) -> None:
             connection.storing -= OVERHEAD
-            self._turn.isOpen = True
-            counted(taken, result)
+            self._refused(connection, error, receiver, taken, result)
 
         self._stores(connection, OVERHEAD)
         self._store.answered(session.digest, taken, done)
+
+    def spread(self, connection: IConnection, data: bytes, receivers: Iterable[IConnection]) -> None:
+        """
+        Give a text of a reliable session to all of them, when it is committed and behind what that session sent before.
+
+        Who has older texts waiting gets it from the store, where it has its place now; to all others it goes straight
+        at the commit, which is before that of any later text.
+        """
+        session = connection.session
+        assert session is not None
+        taken = session.received
+        broadcast = _Broadcast(connection.userId, data)
+        for receiver in receivers:
+            mailbox = self._mailboxes.get(receiver.userId)
+            if mailbox is None:
+                broadcast.others.add(receiver)
+            else:
+                mailbox.storing += 1
+                broadcast.mailboxes.append(mailbox)
+        size = len(data) + OVERHEAD * (1 + len(broadcast.others) + len(broadcast.mailboxes))
+        self._broadcasts.append(broadcast)
+        self._stores(connection, size)
+        users = [mailbox.connection.userId for mailbox in broadcast.mailboxes]
+        done = partial(self._spread, connection, broadcast, taken, size)
+        self._store.keepAll(users, broadcast.sender, data, session.digest, taken, done)
+
+    def _spread(
+        self,
+        connection: IConnection,
+        broadcast: _Broadcast,
+        taken: int,
+        size: int,
+        result: list[int | StoreProblem] | StoreProblem,
+    ) -> None:
+        self._turn.isOpen = True
+        self._broadcasts.remove(broadcast)
+        connection.storing -= size
+        results = [result] * len(broadcast.mailboxes) if isinstance(result, StoreProblem) else result
+        for mailbox, one in zip(broadcast.mailboxes, results, strict=True):
+            self._isStored(mailbox, broadcast.sender, mailbox.connection.userId, broadcast.data, one)
+        if isinstance(result, StoreProblem):
+            self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), b"", taken, result)
+            return
+        self._taken(connection, taken)
+        frame = encodeFrame(MessageType.TEXT, broadcast.sender, broadcast.data)
+        for receiver in broadcast.others:
+            receiver.send(frame)
 
     def _stores(self, connection: IConnection, size: int) -> None:
         """So much more of this sender waits for a commit: if it is too much, read no more for now."""
@@ -367,9 +420,6 @@ class Delivery:
         result: int | StoreProblem,
     ) -> None:
         self._turn.isOpen = True
-        mailbox = self._mailboxes.get(receiver)
-        if awaiting is not None:
-            awaiting.storing -= 1
         if connection is not None:
             connection.storing -= len(data) + OVERHEAD
             if isinstance(result, StoreProblem):
@@ -377,6 +427,15 @@ class Delivery:
                 self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), receiver, taken, why)
             elif taken:
                 self._taken(connection, taken)
+        self._isStored(awaiting, sender, receiver, data, result)
+
+    def _isStored(
+        self, awaiting: Mailbox | None, sender: bytes, receiver: bytes, data: bytes, result: int | StoreProblem
+    ) -> None:
+        """A text for that receiver is committed, or refused."""
+        mailbox = self._mailboxes.get(receiver)
+        if awaiting is not None:
+            awaiting.storing -= 1
         if isinstance(result, StoreProblem):
             self._count(f"limits hit: {result.limit}" if isinstance(result, QueueFull) else "store: texts refused")
             if mailbox is not None:

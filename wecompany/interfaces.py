@@ -418,6 +418,20 @@ class IStore(Interface):
             for a sender that has none.
         """
 
+    def keepAll(
+        receivers: Sequence[bytes],
+        sender: bytes,
+        data: bytes,
+        session: bytes,
+        taken: int,
+        done: Callable[[list[int | StoreProblem] | StoreProblem], None],
+    ) -> None:
+        """
+        Do L{keep} with the same text for each of C{receivers}, all in one transaction.
+
+        The results are in their order: one of them whose text cannot be kept harms no other.
+        """
+
     def answered(session: bytes, taken: int, done: Callable[[StoreProblem | None], None]) -> None:
         """That session's count becomes C{taken}, for a text that is not kept."""
 

@@ -928,27 +928,31 @@ class WeCompanyFactory(Factory):
             if missed:
                 raise WireError(ErrorCode.OVERLOADED, f"{missed} users are too far behind, and did not get it")
         else:
-            self._delivery.afterCommit(
-                connection, partial(self._spread, MessageType.TEXT, connection.userId, data, frame)
-            )
+            self._delivery.spread(connection, data, self._receivers(connection.userId))
 
     def _spread(self, messageType: int, sender: bytes, data: bytes, frame: bytes) -> int:
         """
-        Send to everyone but the sender and those who block it.
+        Send to everyone who gets what that user sends to all.
 
         @return: how many did not get it, as they are too far behind.
         """
         missed = 0
-        for userId, receiver in list(self._online.items()):
-            if userId == sender or self.isBlocked(userId, sender):
-                continue
+        for receiver in self._receivers(sender):
             if messageType != MessageType.TEXT or receiver.isDirect:
                 receiver.send(frame)
             elif self._delivery is not None:
-                self._delivery.keep(None, sender, userId, data)
+                self._delivery.keep(None, sender, receiver.userId, data)
             elif not self._sendIfRoom(receiver, frame):
                 missed += 1
         return missed
+
+    def _receivers(self, sender: bytes) -> list[IConnection]:
+        """Return all who are online, but the sender and those who block it."""
+        return [
+            receiver
+            for userId, receiver in self._online.items()
+            if userId != sender and not self.isBlocked(userId, sender)
+        ]
 
     def _lookAtTextRate(self, connection: IConnection) -> None:
         """Let so many texts pass before this is asked again; if there are too many, read the client more slowly."""

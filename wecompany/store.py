@@ -267,6 +267,20 @@ class Store:
         arguments = (receiver, sender, now, data, session, taken)
         self._ask(self._database.keep, arguments, done, OVERHEAD + len(data))
 
+    def keepAll(
+        self,
+        receivers: Sequence[bytes],
+        sender: bytes,
+        data: bytes,
+        session: bytes,
+        taken: int,
+        done: Callable[[list[int | StoreProblem] | StoreProblem], None],
+    ) -> None:
+        """See L{IStore.keepAll}."""
+        now = int(self._clock.seconds() * 1000)
+        arguments = (receivers, sender, now, data, session, taken)
+        self._ask(self._database.keepAll, arguments, done, OVERHEAD + len(receivers) * (OVERHEAD + len(data)))
+
     def answered(self, session: bytes, taken: int, done: Callable[[StoreProblem | None], None]) -> None:
         """See L{IStore.answered}."""
         self._ask(self._database.answered, (session, taken), done)
