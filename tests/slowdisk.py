@@ -62,6 +62,14 @@ class SlowDisk(MemoryServer):
             done.callback(result)
             self.pump()
 
+    def fail(self) -> None:
+        """Let what the disk was asked for first fail, and the server learn of it; then be fast again."""
+        self.isHeld = False
+        if self._job is not None:
+            (_, done), self._job = self._job, None
+            done.errback(StoreProblem("the store is full"))
+            self.pump()
+
     def release(self) -> None:
         """Let the disk be fast again."""
         self.isHeld = False

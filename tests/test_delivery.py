@@ -1013,6 +1013,23 @@ class FailureTests(DeliveryTestCase):
         self.assertEqual(texts(self.server.login("bob")), [b"one", b"two", b"three"])
         self.assertEqual(self.server.resume("alice", 0, alice.sessionId).received(), [ack(5)])
 
+    def test_leftBeforeTheRefusal(self) -> None:
+        """Who has left before a text was refused as the disk was full sends that again; who has not does not."""
+        self.known("bob")
+        for hasLeft in (True, False):
+            alice = self.server.resume("alice")
+            self.server.isHeld = True
+            alice.send(TEXT, "bob", b"one")
+            if hasLeft:
+                alice.drop()
+            self.server.fail()
+            if not hasLeft:
+                alice.drop()
+            self.server.advance(RETRY_AFTER)
+            again = self.server.resume("alice", 0, alice.sessionId)
+            self.assertEqual(again.received(), [ack(0 if hasLeft else 1)])
+            again.drop()
+
     def test_fullDatabase(self) -> None:
         """A database that can take no more pages refuses texts, and takes them when it can again."""
         self.known("bob")

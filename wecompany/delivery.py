@@ -460,7 +460,7 @@ class Delivery:
         self._turn.isOpen = True
         if taken:
             assert connection.session is not None
-            if result is not None:
+            if result is not None and not connection.isClosed:  # who does not read the ERROR sends that text again
                 self._store.counted(connection.session.digest, taken)
             self._acknowledge(connection, taken - 1)
             self._taken(connection, taken)
