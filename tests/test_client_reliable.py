@@ -728,14 +728,15 @@ class AccountTests(ReliableTestCase):
         self.assertEqual(self.connection.taken(), [])
 
     def test_allUsers(self) -> None:
-        """allUsers() tells everybody whom the server knows, and who of them is online."""
+        """allUsers() tells everybody else whom the server knows, and who of them is online."""
         client = self.begin()
         listed = client.allUsers()
         self.server.pump()
         self.assertEqual(self.connection.taken(), [(PRESENCE, b"", b"\3")])
         self.connection.send(PRESENCE, b"bob", b"\1")
+        self.connection.send(PRESENCE, client.userId.encode(), b"\1")
         self.connection.send(PRESENCE, b"carol", b"\0")
-        self.connection.send(PRESENCE, b"", encodeU32(2))
+        self.connection.send(PRESENCE, b"", encodeU32(3))
         self.assertEqual(self.settled(listed), [("bob", True), ("carol", False)])
         self.assertEqual(self.heard.take(), [])
 

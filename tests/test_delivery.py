@@ -267,7 +267,7 @@ class OfflineTests(DeliveryTestCase):
         self.assertEqual(texts(bob), [b"one", b"two"])
 
     def test_known(self) -> None:
-        """PRESENCE [3] lists all known users with their states."""
+        """PRESENCE [3] lists all known users with their states, oneself among them."""
         self.known("bob")
         self.server.login("carol")
         alice = self.server.login("alice")
@@ -277,7 +277,8 @@ class OfflineTests(DeliveryTestCase):
             {
                 Message(PRESENCE, "bob", b"\0"),
                 Message(PRESENCE, "carol", b"\1"),
-                Message(PRESENCE, "", b"\0\0\0\2"),
+                Message(PRESENCE, "alice", b"\1"),
+                Message(PRESENCE, "", b"\0\0\0\3"),
             },
         )
 

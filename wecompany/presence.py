@@ -120,14 +120,15 @@ class Presence:
         if connection in self._listings:
             raise WireError(ErrorCode.OVERLOADED, "one list at a time")
         users = list(self.known() if op == PresenceOp.LIST_ALL else ())
-        self._listings[connection] = self._listed(connection, users, list(self._online))
+        online = [userId for userId in self._online if op == PresenceOp.LIST_ALL or userId != connection.userId]
+        self._listings[connection] = self._listed(users, online)
         self._goOn(connection)
 
-    def _listed(self, connection: IConnection, known: list[bytes], online: list[bytes]) -> Iterator[bytes]:
+    def _listed(self, known: list[bytes], online: list[bytes]) -> Iterator[bytes]:
         """Yield the frames of a list, each as things stand when it is asked for."""
         n = 0
         for userId in online:
-            if userId in self._online and userId != connection.userId:
+            if userId in self._online:
                 n += 1
                 yield _encode(userId, True)
         wereOnline = set(online)

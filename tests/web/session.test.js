@@ -2,12 +2,13 @@ import assert from "node:assert/strict";
 import test from "node:test";
 
 import { Connection, NotConnected, ServerError, realClock } from "../../wecompany/web/pages/connection.js";
+import { Presence } from "../../wecompany/web/pages/presence.js";
 import { Session, backoff } from "../../wecompany/web/pages/session.js";
 import { Texts } from "../../wecompany/web/pages/texts.js";
 import { ErrorCode, MessageType, decodeU32, encodeText, encodeU32, hex } from "../../wecompany/web/pages/wire.js";
 import { FakeClock, FakeSocket, FakeStore, settled } from "./helpers.js";
 
-const { ACK, DELAY, ERROR, HEARTBEAT, LOGIN, TEXT, AUTH_RESPONSE } = MessageType;
+const { ACK, DELAY, ERROR, HEARTBEAT, LOGIN, PRESENCE, TEXT, AUTH_RESPONSE } = MessageType;
 const ID = new Uint8Array(16).fill(7);
 const NEXT_ID = new Uint8Array(16).fill(8);
 
@@ -202,6 +203,14 @@ test("An ERROR belongs to the request before whose HEARTBEAT it comes.", async (
   socket.answer();
   await assert.rejects(bad, { code: ErrorCode.OVERLOADED });
   await good;
+});
+
+test("One is in the list of everyone, and no contact of one's own.", async () => {
+  const { session, socket } = await registered();
+  const presence = new Presence(session);
+  for (const [user, state] of [["bob", 0], ["alice", 1], ["carol", 1]]) socket.say(PRESENCE, user, [state]);
+  socket.say(PRESENCE, "", encodeU32(3));
+  assert.deepEqual(presence.users, [["bob", false], ["carol", true]]);
 });
 
 test("What waits for an answer when the connection is lost is told so.", async () => {

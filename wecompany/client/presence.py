@@ -29,11 +29,15 @@ class Presence:
     @ivar isWatched: whether to be told of everyone who comes and goes.
     """
 
-    def __init__(self, ask: Callable[[PresenceOp], Deferred[None]], changed: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self, user: str, ask: Callable[[PresenceOp], Deferred[None]], changed: Callable[[str, bool], None]
+    ) -> None:
         """
+        @param user: oneself, who is in no list here and whose changes are not told.
         @param ask: asks the server; fails if it refuses.
         @param changed: called with a user and whether that one is online now.
         """
+        self._user = user
         self._ask = ask
         self._changed = changed
         self.isWatched = False
@@ -99,7 +103,7 @@ class Presence:
             before, self._listed = self._listed[:first], self._listed[first:]
             for other, isOnline in before:
                 self._tell(other, isOnline)
-            listing.callback(self._listed)
+            listing.callback([listed for listed in self._listed if listed[0] != self._user])
 
     def lost(self, reason: ClientError) -> None:
         """The connection is gone."""
@@ -108,5 +112,7 @@ class Presence:
             listing.errback(Failure(reason))
 
     def _tell(self, user: str, isOnline: bool) -> None:
+        if user == self._user:
+            return
         (self._known.add if isOnline else self._known.discard)(user)
         self._changed(user, isOnline)

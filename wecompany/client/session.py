@@ -176,6 +176,7 @@ class Client:
         self._finalError: ClientError | None = None
         self._onlineWaiters: list[Deferred[None]] = []
         self._presence = Presence(
+            userId,
             lambda op: self._ask(MessageType.PRESENCE, "", bytes((op,))),
             lambda user, isOnline: self._tell(self._listener.presenceChanged, user, isOnline),
         )
@@ -420,7 +421,7 @@ class Client:
         return self._presence.fetch(PresenceOp.LIST).addCallback(names)
 
     def allUsers(self) -> Deferred[list[tuple[str, bool]]]:
-        """Return a Deferred that fires with every user whom the server knows, and whether that one is online."""
+        """Return a Deferred that fires with every other user whom the server knows, and whether that one is online."""
         return self._presence.fetch(PresenceOp.LIST_ALL)
 
     def watch(self) -> Deferred[list[str]]:

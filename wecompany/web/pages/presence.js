@@ -1,4 +1,4 @@
-/** Who is there: everyone whom the server knows, and whether each is online. */
+/** Who is there: everyone else whom the server knows, and whether each is online. */
 
 import { Events } from "./events.js";
 import { MessageType, PresenceOp } from "./wire.js";
@@ -50,6 +50,7 @@ export class Presence extends Events {
   }
 
   #received(user, data) {
+    if (user === this.session.user) return; // one is in the list of all, and no contact of one's own
     if (user !== "") {
       this.#listed?.add(user);
       const isOnline = data[0] === 1;
