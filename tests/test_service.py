@@ -678,9 +678,20 @@ class RealSocketTests(TestCase):
                 self.assertEqual(port.reactor is made.factory._reactor, bool(plain))
 
     async def test_noHangUp(self) -> None:
-        """Without a certificate SIGHUP is left as it is."""
+        """Without a certificate there is nothing to read again on SIGHUP, which is logged and harms nobody."""
         before = signal.getsignal(signal.SIGHUP)
-        self.start("--port", "0")
+        said: Deferred[None] = Deferred()
+
+        def hear(event: LogEvent) -> None:
+            if "nothing to read again" in str(event.get("log_format")):
+                said.callback(None)
+
+        globalLogPublisher.addObserver(cast(ILogObserver, hear))
+        self.addCleanup(globalLogPublisher.removeObserver, cast(ILogObserver, hear))
+        made = self.start("--port", "0", "--interface", "127.0.0.1")
+        signal.raise_signal(signal.SIGHUP)
+        await said
+        await made.stopService()
         self.assertIs(signal.getsignal(signal.SIGHUP), before)
 
     async def test_noSignals(self) -> None:

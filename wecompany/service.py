@@ -563,7 +563,7 @@ class WeCompanyService(MultiService):
         super().startService()
         if self._tls is not None:
             self._tls.start()
-            self._takeHangUps(self._tls)
+        self._takeHangUps()
         if self._backend.isOpen:
             _log.warn(
                 "This server runs open: it asks for no password, so whoever reaches it may register any user ID{more}.",
@@ -589,16 +589,19 @@ class WeCompanyService(MultiService):
         finally:
             await self._backend.stop()
 
-    def _takeHangUps(self, tls: ServerTLS) -> None:
-        """Read the certificate again on SIGHUP, where the system has that."""
+    def _takeHangUps(self) -> None:
+        """Read the certificate again on SIGHUP, where the system has that; it would end the process otherwise."""
 
         def hungUp(number: int, frame: object) -> None:
             # This runs between any two instructions of the reactor.
             self._backend.callSoon(reload)
 
         def reload() -> None:
+            if self._tls is None:
+                _log.info("SIGHUP: there is nothing to read again")
+                return
             _log.info("SIGHUP: the certificate is read again")
-            tls.reload().addErrback(lambda failure: _log.failure("The certificate cannot be read again", failure))
+            self._tls.reload().addErrback(lambda failure: _log.failure("The certificate cannot be read again", failure))
 
         if not hasattr(signal, "SIGHUP"):  # Windows
             return
