@@ -464,3 +464,4 @@ class OtherTests(LimitsScene):
             alice = server.login("alice")
             alice.send(TEXT, "bob", b"hello")
             self.assertEqual(self.errors(alice), [] if known else [ErrorCode.OFFLINE])
+            self.assertEqual(server.factory.counters["limits hit: users"], 1 - known)

@@ -394,6 +394,9 @@ class IStore(Interface):
     def setAfterCommit(f: Callable[[], None]) -> None:
         """Let C{f} be called after all C{done}s of each transaction, be it that it was committed or failed."""
 
+    def setCount(f: Callable[[str], None]) -> None:
+        """Let C{f} be called with the name of whatever the operator is to see counted."""
+
     def setOnline(f: Callable[[bytes], bool]) -> None:
         """Let C{f} say, from any thread, who is registered or about to be: nothing of theirs expires."""
 

@@ -311,6 +311,7 @@ class WeCompanyFactory(Factory):
             self._delivery = Delivery(store, self._reactor, self._turn, self.count, self._online.get)
             self._blocks = store.blocks
             self._presence.known = store.knownUsers
+            store.setCount(self.count)
             store.setOnline(lambda userId: not self._isAway(userId))
             store.setAccountChanged(self._accountChanged)
 

@@ -89,6 +89,10 @@ def _nothing() -> None:
     """Nobody wants to know."""
 
 
+def _uncounted(what: str) -> None:
+    """Nobody wants to know."""
+
+
 def _ignore(userId: bytes) -> None:
     """Nobody wants to know."""
 
@@ -167,6 +171,7 @@ class Store:
         self._stopped: Deferred[None] = Deferred()
         self._afterCommit: Callable[[], None] = _nothing
         self._accountChanged: Callable[[bytes], None] = _ignore
+        self._count: Callable[[str], None] = _uncounted
 
     @property
     def queueLength(self) -> int:
@@ -232,6 +237,10 @@ class Store:
         """See L{IStore.setAfterCommit}."""
         self._afterCommit = f
 
+    def setCount(self, f: Callable[[str], None]) -> None:
+        """See L{IStore.setCount}."""
+        self._count = f
+
     def setAccountChanged(self, f: Callable[[bytes], None]) -> None:
         """See L{IStore.setAccountChanged}."""
         self._accountChanged = f
@@ -246,6 +255,8 @@ class Store:
 
     def _isRegistered(self, userId: bytes, result: tuple[bool, bytes | None]) -> None:
         isKnown, forgotten = result
+        if forgotten is not None or not (isKnown or self._accounts):
+            self._count("limits hit: users")
         if forgotten is not None:
             self._known.pop(forgotten, None)
         if not isKnown:
