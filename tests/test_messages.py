@@ -252,6 +252,24 @@ class BroadcastTests(MessageTestCase):
         self.assertEqual(self.alice.received() + stranger.received(), [])
         self.assertEqual(self.server.login("dave").received(), [])
 
+    def test_afterOthers(self) -> None:
+        """What its sender said before in the same chunk comes before it, and what it says then comes behind."""
+        frames = [(b"bob", b"1"), (b"", b"2"), (b"bob", b"3")]
+        self.alice.sendBytes(b"".join(encodeFrame(TEXT, to, data) for to, data in frames))
+        self.assertEqual([m.data for m in self.bob.received()], [b"1", b"2", b"3"])
+
+    def test_faultOfOne(self) -> None:
+        """If one receiver cannot be written to, that is logged, and all others get it."""
+        for client in (self.bob, self.carol):
+            server = client.transport.other
+            write = server.write
+            server.write = lambda data: [][1]  # type: ignore[method-assign]
+            self.server.factory.broadcastMessage("hello")
+            server.write = write  # type: ignore[method-assign]
+            self.assertEqual(len(self.flushLoggedErrors(IndexError)), 1)
+            others = {self.alice, self.bob, self.carol} - {client}
+            self.assertEqual([[m.data for m in other.received()] for other in others], [[b"hello"]] * 2)
+
     def test_forbidden(self) -> None:
         """It is forbidden unless the server allows it."""
         server = MemoryServer()

@@ -342,9 +342,7 @@ class Delivery:
             self._refused(connection, WireError(ErrorCode.OVERLOADED, str(result)), b"", taken, result)
             return
         self._taken(connection, taken)
-        frame = encodeFrame(MessageType.TEXT, broadcast.sender, broadcast.data)
-        for receiver in broadcast.others:
-            receiver.send(frame)
+        self._turn.sendAll(broadcast.others, encodeFrame(MessageType.TEXT, broadcast.sender, broadcast.data))
 
     def _stores(self, connection: IConnection, size: int) -> None:
         """So much more of this sender waits for a commit: if it is too much, read no more for now."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from wecompany.backlog import MAX_TEXTS, Backlog, Class, splitTexts, units
-from wecompany.interfaces import IStreamTransport
+from wecompany.interfaces import IConnection, IStreamTransport
 from wecompany.wire import MessageType, decodeFrames
 
 MAX_WAITING = 6 * 1_048_576
@@ -98,6 +98,21 @@ class Turn:
     def add(self, receiver: Outbound) -> None:
         """Remember that something is kept for C{receiver}."""
         self._receivers.append(receiver)
+
+    def sendAll(self, receivers: Iterable[IConnection], frames: bytes) -> None:
+        """
+        Send whole frames to each of these at once, behind what is kept for the end of the turn.
+
+        They may be thousands, of whom each costs more to look at twice than what else there is to do.
+        """
+        wasOpen = self.isOpen
+        self.close()
+        for receiver in receivers:
+            try:
+                receiver.send(frames)
+            except Exception:  # noqa: BLE001 - as below
+                self._log.failure("A receiver could not be written to")
+        self.isOpen = wasOpen
 
     def close(self) -> None:
         """Let all that was kept go."""

@@ -937,23 +937,24 @@ class WeCompanyFactory(Factory):
 
         @return: how many did not get it, as they are too far behind.
         """
+        direct: list[IConnection] = []
         missed = 0
         for receiver in self._receivers(sender):
             if messageType != MessageType.TEXT or receiver.isDirect:
-                receiver.send(frame)
+                direct.append(receiver)
             elif self._delivery is not None:
                 self._delivery.keep(None, sender, receiver.userId, data)
             elif not self._sendIfRoom(receiver, frame):
                 missed += 1
+        self._turn.sendAll(direct, frame)
         return missed
 
     def _receivers(self, sender: bytes) -> list[IConnection]:
         """Return all who are online, but the sender and those who block it."""
-        return [
-            receiver
-            for userId, receiver in self._online.items()
-            if userId != sender and not self.isBlocked(userId, sender)
-        ]
+        everyone = self._online.items()
+        if not self._blocks:
+            return [receiver for userId, receiver in everyone if userId != sender]
+        return [receiver for userId, receiver in everyone if userId != sender and not self.isBlocked(userId, sender)]
 
     def _lookAtTextRate(self, connection: IConnection) -> None:
         """Let so many texts pass before this is asked again; if there are too many, read the client more slowly."""
