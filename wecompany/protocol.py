@@ -513,14 +513,15 @@ class WeCompanyProtocol(Protocol):
             lastWord = encodeFrame(MessageType.AUTH_RESPONSE, userId, b"\0" + text.encode())
         else:
             lastWord = encodeFrame(MessageType.ERROR, userId, encodeError(code, messageType, text))
-        level = self._log.info if self._phase is _Phase.REGISTERED else self._log.debug
-        level(
-            "Closing {user!r} from {peer}: {code}: {text}",
-            user=self.userId.decode(),
-            peer=self.peerName(),
-            code=code.name,
-            text=text,
-        )
+        if lingers:  # to log one that comes only to be turned away costs more than to do so
+            level = self._log.info if self._phase is _Phase.REGISTERED else self._log.debug
+            level(
+                "Closing {user!r} from {peer}: {code}: {text}",
+                user=self.userId.decode(),
+                peer=self.peerName(),
+                code=code.name,
+                text=text,
+            )
         self.factory.count(f"connections closed: {code.name}")
         self._setPhase(_Phase.CLOSED)
         self._unparsed = b""
