@@ -7,6 +7,7 @@ import sys
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import module_from_spec, spec_from_file_location
 from typing import Any, cast
 from unittest import mock
@@ -30,6 +31,7 @@ from wecompany.accounts import (
     HASHING_AT_ONCE,
     Accounts,
     LockOuts,
+    Places,
     checkNewPassword,
     digestToken,
     hashPassword,
@@ -426,6 +428,95 @@ class LockOutTests(SynchronousTestCase):
             self.assertLessEqual(len(heard[userId]), 10)
 
 
+class PlacesTests(SynchronousTestCase):
+    """Who gets a place to wait for a hash."""
+
+    def setUp(self) -> None:
+        self.refused = 0
+        self.places = self.make(64)
+        self.held = ExitStack()
+        self.addCleanup(self.held.close)
+
+    def make(self, most: int) -> Places:
+        return Places(most, self.count)
+
+    def count(self, what: str, n: int) -> None:
+        self.assertEqual(what, "limits hit: hashing")
+        self.refused += n
+
+    def take(self, userId: bytes = ALICE, address: str = HERE) -> None:
+        self.held.enter_context(self.places.take(userId, address))
+
+    def assertRefused(self, userId: bytes = ALICE, address: str = HERE) -> None:
+        before = self.refused
+        with self.assertRaises(Refused) as caught:
+            self.take(userId, address)
+        self.assertEqual((caught.exception.code, self.refused - before), (OVERLOADED, 1))
+
+    def fill(self) -> None:
+        """Take all places that strangers may have."""
+        for n in range(32):
+            self.take(b"nobody %d" % n, ELSEWHERE)
+
+    def test_kept(self) -> None:
+        """Half of them is kept for those who have been let in to the account from the network before."""
+        for n in range(40):
+            self.places.letIn(b"user %d" % n, HERE)
+        self.fill()
+        self.assertRefused(address=ELSEWHERE)
+        self.assertRefused(b"user 0", ELSEWHERE)
+        for n in range(32):
+            self.take(b"user %d" % n)
+        self.assertRefused(b"user 39")
+        self.held.close()
+        self.fill()
+
+    def test_ofAccount(self) -> None:
+        """An account has at most four of those that are kept, and sixteen of the others, which anybody may have."""
+        self.places.letIn(ALICE, HERE)
+        for _ in range(16):
+            self.take(address=ELSEWHERE)
+        self.assertRefused(address=ELSEWHERE)
+        for _ in range(4):
+            self.take()
+        self.assertRefused()
+        self.take(BOB)
+        self.held.close()
+        for _ in range(20):
+            self.take()
+        self.assertRefused(address=ELSEWHERE)
+
+    def test_networks(self) -> None:
+        """Of an account the eight latest networks are remembered; IPv6 counts by /64."""
+        for n in range(8):
+            self.places.letIn(ALICE, f"2001:db8:0:{n}::1")
+        self.places.letIn(ALICE, "2001:db8:0:0::2")
+        self.places.letIn(ALICE, HERE)
+        self.fill()
+        self.take(address="2001:db8:0:0::3")
+        self.assertRefused(address="2001:db8:0:1::1")
+        self.take(address="2001:db8:0:7::1")
+
+    def test_bounded(self) -> None:
+        """Of so many accounts that is remembered and no more, those that came last."""
+        self.patch(accounts, "MOST_KNOWN", 2)
+        for userId in (ALICE, BOB, ALICE, b"carol"):
+            self.places.letIn(userId, HERE)
+        self.fill()
+        self.take()
+        self.take(b"carol")
+        self.assertRefused(BOB)
+
+    def test_few(self) -> None:
+        """Of a single place nothing can be kept, and without the limit all have one."""
+        self.places = self.make(1)
+        self.take()
+        self.assertRefused(BOB)
+        self.places = self.make(0)
+        for _ in range(100):
+            self.take()
+
+
 class StoreTests(SynchronousTestCase):
     """The same with the server's own store, whose answers come later."""
 
@@ -800,6 +891,9 @@ class GuessTests(AccountsCase):
 
     def test_hashing(self) -> None:
         """64 passwords may be checked or wait, the next is refused and counts for nothing; few are hashed at once."""
+        self.patch(accounts, "KEPT_PART", 65)
+        self.patch(accounts, "MOST_COMMON", 65)
+        self.accounts = self.make()
         self.threads.isHeld = True
         attempts = [self.attempt(address=f"10.0.0.{n}") for n in range(64)]
         self.assertEqual(len(self.threads.waiting), HASHING_AT_ONCE)
@@ -814,6 +908,32 @@ class GuessTests(AccountsCase):
             self.successResultOf(attempt)
         self.letIn()
         self.assertEqual(self.counters["limits hit: hashing"], 22)
+
+    def test_ownerElsewhere(self) -> None:
+        """While one address guesses as much as it may, the owner is let in from one that nobody has seen before."""
+        self.threads.isHeld = True
+        for _ in range(20):
+            self.attempt(OTHER).addErrback(lambda failure: failure.trap(Refused))
+        owner = self.attempt(address=ELSEWHERE)
+        self.threads.release()
+        self.successResultOf(owner)
+
+    def test_ownerAmongGuesses(self) -> None:
+        """While an account is guessed at from everywhere, its owner is let in where the owner was let in before."""
+        for credential in (PASSWORD, self.letIn(messageType=LOGIN, address="203.0.113.1")):
+            address = f"203.0.113.{len(credential)}"
+            self.letIn(credential, address=address)
+            self.threads.isHeld = True
+            guesses = [
+                self.attempt(OTHER, userId=user, address=f"10.0.0.{n}")
+                for n in range(8)
+                for user in (ALICE, *(b"user %d" % n for n in range(20)))
+            ]
+            owner = self.attempt(address=address)
+            self.threads.release()
+            self.successResultOf(owner)
+            for guess in guesses:
+                self.failureResultOf(guess, Refused)
 
     def test_hashingOff(self) -> None:
         """The limit of hashes is an option, and 0 turns it off."""

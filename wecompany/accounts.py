@@ -5,7 +5,7 @@ Who may be whom: passwords, tokens, sign-up, and what holds up those who guess.
 
     credential ---- none, but a certificate that names the user ----------------------------> in
        |---- token: its SHA-256 is looked up ------------------------------------------------> in
-       '---- password -> lock-outs -> at most 64 at once -> own accounts, then other checkers -> in
+       '---- password -> lock-outs -> one of 64 places -> own accounts, then other checkers -> in
 
 Nothing here blocks: the store answers later, and hashing goes to threads.
 """
@@ -64,6 +64,21 @@ TOKEN_LIFETIME = 86_400.0
 
 HASHING_AT_ONCE = min(4, os.cpu_count() or 1)
 """Hashes that are computed at the same time: each fills up to 64 MiB, and threads have other things to do as well."""
+
+KEPT_PART = 2
+"""One in so many places of those whose passwords wait is kept for who has been let in from the same network before."""
+
+MOST_KEPT = 4
+"""Of these, how many one account has."""
+
+MOST_COMMON = 16
+"""Of the others, how many one account has: more than the wrong passwords that one address is allowed."""
+
+MOST_NETWORKS = 8
+"""Networks of an account from which it was let in that are remembered, the latest."""
+
+MOST_KNOWN = 50_000
+"""Accounts of which that is remembered, those that came last."""
 
 CHECKER_TIMEOUT = 30.0
 """Seconds that another checker has for its answer: one that never answers must not keep all others out."""
@@ -311,6 +326,66 @@ class LockOuts:
         return True
 
 
+# -- Places --------------------------------------------------------------------------------------------------------
+
+
+class Places:
+    """
+    The places of those whose passwords wait to be checked.
+
+    Whoever guesses from thousands of addresses takes them as fast as they are free.  So half of them is kept for those
+    who have been let in to that account from that network before, by whatever credential; and no account has more than
+    4 of these and 16 of the others.
+    """
+
+    def __init__(self, most: int, count: Callable[[str, int], None]) -> None:
+        """
+        @param most: how many there are; 0 for any number.
+        @param count: as of L{Accounts}.
+        """
+        self._isOff = not most
+        self._count = count
+        self._free = {True: most // KEPT_PART, False: most - most // KEPT_PART}  # those that are kept, and the others
+        self._ofAccount: dict[tuple[bytes, bool], int] = {}
+        self._networks: OrderedDict[bytes, tuple[str, ...]] = OrderedDict()  # longest absent first
+
+    def letIn(self, userId: bytes, address: str) -> None:
+        """That user has been let in from there."""
+        network = addressKey(address)
+        others = [each for each in self._networks.pop(userId, ()) if each != network]
+        self._networks[userId] = (*others[1 - MOST_NETWORKS :], network)
+        if len(self._networks) > MOST_KNOWN:
+            self._networks.popitem(last=False)
+
+    @contextlib.contextmanager
+    def take(self, userId: bytes, address: str) -> Iterator[None]:
+        """
+        Have one for as long as the context lasts.
+
+        @raise Refused: overloaded, if there is none.
+        """
+        isKnown = addressKey(address) in self._networks.get(userId, ())
+        isKept = isKnown and self._has(userId, True)
+        if not (isKept or self._has(userId, False)):
+            self._count("limits hit: hashing", 1)
+            raise Refused(ErrorCode.OVERLOADED, "too many log in at once: try again in a few seconds (limit hashing)")
+        kind = userId, isKept
+        self._free[isKept] -= 1
+        self._ofAccount[kind] = self._ofAccount.get(kind, 0) + 1
+        try:
+            yield
+        finally:
+            self._free[isKept] += 1
+            left = self._ofAccount.pop(kind) - 1
+            if left:
+                self._ofAccount[kind] = left
+
+    def _has(self, userId: bytes, isKept: bool) -> bool:
+        """Whether there is a place of that kind for that account."""
+        most = MOST_KEPT if isKept else MOST_COMMON
+        return self._isOff or (self._free[isKept] > 0 and self._ofAccount.get((userId, isKept), 0) < most)
+
+
 # -- Accounts ------------------------------------------------------------------------------------------------------
 
 
@@ -363,14 +438,13 @@ class Accounts:
         self._signup = signup and not checkers
         self._tokenLifetime = tokenLifetime
         limits = limits or Limits()
-        self._mostHashing = limits["hashing"].value or math.inf
+        self._places = Places(limits["hashing"].value, count)
         self._mostAccounts = limits["accounts"].value
         self._wallClock = wallClock
         self._checkers = checkers
         self.count = count
         self._signups = limits.rate("signups", clock)
         self._lockOuts = LockOuts(clock)
-        self._hashing = 0
         self._threads = DeferredSemaphore(HASHING_AT_ONCE)
         self._nobodysHash = ""
 
@@ -414,7 +488,8 @@ class Accounts:
                 await self._checkStill(self._store, userId, known)
             if known is not None and isOutdated(known):
                 # Nobody waits for that: what is changed meanwhile would not be seen any more.
-                Deferred.fromCoroutine(self._renew(self._store, userId, known, credential)).addErrback(_report)
+                Deferred.fromCoroutine(self._renew(self._store, attempt, known)).addErrback(_report)
+        self._places.letIn(userId, attempt.address)
         self.count(f"registered by {how}", 1)
         return token
 
@@ -466,7 +541,7 @@ class Accounts:
             raise Refused(ErrorCode.OVERLOADED, "too many sign-ups from your address: try again later (limit signups)")
         if await self._store.account(attempt.userId) is not None:
             raise Refused(ErrorCode.FORBIDDEN, _TAKEN)
-        passwordHash = await self._hash(attempt.credential)
+        passwordHash = await self._hash(attempt.credential, attempt.userId, attempt.address)
         try:
             await self._store.addAccount(
                 attempt.userId, passwordHash, f"sign-up from {attempt.address}", self._mostAccounts
@@ -496,7 +571,7 @@ class Accounts:
             raise
         isRight: bool | None = None
         try:
-            with self._place():
+            with self._places.take(userId, address):
                 known, isRight = await self._askOwn(userId, password)
                 if not isRight:
                     isRight = await self._ask(checkers, userId, password, isRight)
@@ -561,26 +636,15 @@ class Accounts:
                 return True
         return False if isDecided else isRight
 
-    async def _hash(self, password: bytes) -> str:
-        with self._place():
+    async def _hash(self, password: bytes, userId: bytes, address: str) -> str:
+        with self._places.take(userId, address):
             return str(await self._threads.run(self._runInThread, hashPassword, password))
 
-    @contextlib.contextmanager
-    def _place(self) -> Iterator[None]:
-        """Take one of the places of those who wait for a hash."""
-        if self._hashing >= self._mostHashing:
-            self.count("limits hit: hashing", 1)
-            raise Refused(ErrorCode.OVERLOADED, "too many log in at once: try again in a few seconds (limit hashing)")
-        self._hashing += 1
-        try:
-            yield
-        finally:
-            self._hashing -= 1
-
-    async def _renew(self, store: IAccountStore, userId: bytes, known: str, password: bytes) -> None:
+    async def _renew(self, store: IAccountStore, attempt: Attempt, known: str) -> None:
         """Store a better hash of a password that was right; whoever logs in is let in whatever becomes of it."""
+        userId = attempt.userId
         try:
-            await store.renewHash(userId, known, await self._hash(password))
+            await store.renewHash(userId, known, await self._hash(attempt.credential, userId, attempt.address))
         except (Refused, StoreProblem) as e:
             _log.warn("The hash for {user!r} is not renewed: {error}", user=_shown(userId), error=str(e))
 
@@ -614,7 +678,7 @@ class Accounts:
             raise Refused(ErrorCode.FORBIDDEN, "this server does not keep your password: change it where it is kept")
         await self._checkPassword(userId, address, old, ())
         try:
-            await self._store.setPassword(userId, await self._hash(new), actor)
+            await self._store.setPassword(userId, await self._hash(new, userId, address), actor)
         except NoSuchAccount:
             raise Refused(ErrorCode.FORBIDDEN, "this account is gone") from None
         self.count("passwords changed", 1)
