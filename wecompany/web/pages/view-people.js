@@ -17,6 +17,7 @@ function excerpt({ kind, mine, text, file, call }) {
 export class PeopleView {
   #items = new Map();
   #chosen = null;
+  #stop = null;
 
   /**
    * @param conversations a Map of what the store keeps of each peer
@@ -42,6 +43,7 @@ export class PeopleView {
       event.preventDefault();
       next.focus();
     };
+    byId("people").addEventListener("focusin", ({ target }) => this.#stopAt(target.closest(".person")));
     this.changed();
   }
 
@@ -50,6 +52,13 @@ export class PeopleView {
     this.#chosen = peer;
     byId("search").value = "";
     this.changed();
+  }
+
+  /** The Tab key comes by the list once, however many people there are; within it the arrow keys lead on. */
+  #stopAt(button) {
+    if (this.#stop !== null) this.#stop.tabIndex = -1;
+    this.#stop = button;
+    if (button !== null) button.tabIndex = 0;
   }
 
   #matches(wanted) {
@@ -80,6 +89,7 @@ export class PeopleView {
       list.replaceChildren(...items);
       if (list.contains(focused)) focused.focus();
     }
+    if (!list.contains(this.#stop)) this.#stopAt(list.querySelector("[aria-current=true]") ?? list.querySelector("button"));
   }
 
   #item(name) {
@@ -97,7 +107,7 @@ export class PeopleView {
       const face = make("span", { class: "face" }, avatar(name), parts.dot);
       const title = make("strong", { class: "ellipsis" }, name || t("server"));
       const button = make(
-        "button", { class: "person", type: "button", onclick: () => this.choose(name) }, face,
+        "button", { class: "person", type: "button", tabIndex: -1, onclick: () => this.choose(name) }, face,
         make("span", { class: "line" }, title, parts.state, parts.time),
         make("span", { class: "line" }, parts.text, parts.badge),
       );
