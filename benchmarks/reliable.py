@@ -3,7 +3,7 @@ What the store costs: acknowledged texts per second, log-ins per second, and a s
 
 ::
 
-    python -m benchmarks.reliable                        all three, each with a server of its own
+    python -m benchmarks.reliable                        all of it, each with a server of its own
     python -m benchmarks.reliable --part texts --pairs 10 --window 16
 
 I{texts}: pairs of users with reliable sessions write to each other, both ways at once, each with some texts under way
@@ -17,6 +17,11 @@ I{start}: the seconds from the start of the process to the first answered regist
 in which a million texts wait.  The file has just been written, so the system has it in memory; after a boot it takes
 longer by what the disk needs for the parts that are read.
 
+I{peer}: texts and log-ins once more with prosody, an XMPP server, where that is installed, and the ratio to it.  Stream
+management (XEP-0198) is what comes nearest to reliable texts there: each side says how many it has taken.  It promises
+less, as what the server has taken is in its memory, and gone if that is killed.  Its users log in with SASL PLAIN and a
+password that is stored as it is: hashing would be all that is measured.
+
 It runs on Linux, as L{benchmarks.bench} does, and what is said there about comparing figures holds here.
 """
 
@@ -26,7 +31,9 @@ import argparse
 import gc
 import json
 import os
+import re
 import select
+import shutil
 import signal
 import socket
 import statistics
@@ -34,9 +41,10 @@ import struct
 import sys
 import tempfile
 import time
+from base64 import b64encode
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -52,12 +60,14 @@ from benchmarks.bench import (
     Trouble,
     atLeast,
     cpuSeconds,
+    freePort,
     machineTicks,
     percentile,
     positive,
     raiseOpenFiles,
     say,
     shown,
+    started,
     startedServer,
     stealPercent,
 )
@@ -65,7 +75,7 @@ from wecompany.accounts import digestToken, makeToken
 from wecompany.database import Database, Operation
 from wecompany.wire import ID_SIZE, MessageType, WireError, decodeFrames, decodeU32, encodeFrame, encodeU32
 
-PARTS = ("texts", "logins", "start")
+PARTS = ("texts", "logins", "start", "peer")
 
 OPTIONS = (*RAISED, "--limit=queued-texts=1M", "--limit=users=1M")
 """The limits of the server that this load is over."""
@@ -225,7 +235,11 @@ class Peer:
         """Send C{n} texts, and C{before} before them.  The window is so small that this hardly ever blocks."""
         if n:
             self._sent.append((time.perf_counter_ns(), n))
-        self.socket.sendall(before + self._text * n)
+        self.socket.sendall(before + self._textsOf(n))
+
+    def _textsOf(self, n: int) -> bytes:
+        """Return C{n} texts."""
+        return self._text * n
 
     def receive(self) -> int:
         """
@@ -244,18 +258,23 @@ class Peer:
         return encodeFrame(MessageType.ACK, b"", encodeU32(self.arrived)) if self.arrived > arrived else b""
 
     def _take(self, data: bytes) -> int:
-        before = self.acknowledged
         data = self._unparsed + data
+        taken = self.acknowledged
         end = 0
         for messageType, _, body, end in decodeFrames(data):
             if messageType == MessageType.TEXT and body == self._data:
                 self.arrived += 1
             elif messageType == MessageType.ACK:
-                self.acknowledged = decodeU32(body)
+                taken = decodeU32(body)
             elif messageType != MessageType.DELAY:
                 raise Trouble(f"not the texts that were sent, but: {data[:200]!r}")
         self._unparsed = data[end:]
-        left = self.acknowledged - before
+        return self._acknowledge(taken)
+
+    def _acknowledge(self, taken: int) -> int:
+        """The server has taken so many; return how many of them are news."""
+        before, self.acknowledged = self.acknowledged, taken
+        left = taken - before
         now = time.perf_counter_ns()
         while left:
             at, n = self._sent.popleft()
@@ -264,7 +283,7 @@ class Peer:
                 n = left
             left -= n
             self.latencies.append((now - at, n))
-        return self.acknowledged - before
+        return taken - before
 
 
 @dataclass(frozen=True)
@@ -314,20 +333,23 @@ def after(seconds: float, isOver: Callable[[], bool] = lambda: False) -> Callabl
     return lambda: time.perf_counter() >= until or isOver()
 
 
-def measureTexts(server: Server, pairs: int, window: int, size: int, seconds: float) -> TextFigures:
+def measureTexts(
+    server: Server, pairs: int, window: int, size: int, seconds: float, makePeer: type[Peer] = Peer
+) -> TextFigures:
     """
     Load the server with reliable texts.
 
     @param window: the texts of each user that are not acknowledged.
     @param size: bytes of each text.
     @param seconds: how long to measure.
+    @param makePeer: what users are.
     """
     assert server.pid is not None
     with ExitStack() as connections:
         peers = []
         for n in range(2 * pairs):
             connection = connections.enter_context(connected(server))
-            peers.append(Peer(connection, b"user-%06d" % n, b"user-%06d" % (n ^ 1), size))
+            peers.append(makePeer(connection, b"user-%06d" % n, b"user-%06d" % (n ^ 1), size))
         for peer in peers:
             peer.register()
             peer.socket.settimeout(None)  # a timeout would cost a system call each time
@@ -423,7 +445,7 @@ class Logins:
         self._users.rotate(-1)
         at = time.perf_counter_ns()
         connection = self._server.connect()
-        connection.sendall(encodeFrame(MessageType.HEARTBEAT, userId, token))
+        self._begin(connection, userId, token)
         self._underWay[connection.fileno()] = connection, userId, at
         self._poll.register(connection.fileno(), select.EPOLLIN)
 
@@ -431,11 +453,22 @@ class Logins:
         """Let somebody begin for each who is answered, until C{isOver}."""
         while not isOver():
             for fileNumber, _ in self._poll.poll(0.1):
-                connection, userId, at = self._underWay.pop(fileNumber)
-                answer(connection, userId)
+                connection, userId, at = self._underWay[fileNumber]
+                if not self._isIn(connection, userId):
+                    continue
+                del self._underWay[fileNumber]
                 self.latencies.append((time.perf_counter_ns() - at, 1))
                 self._leave(connection)
                 self.begin()
+
+    def _begin(self, connection: socket.socket, userId: bytes, token: bytes) -> None:
+        """Say the first word."""
+        connection.sendall(encodeFrame(MessageType.HEARTBEAT, userId, token))
+
+    def _isIn(self, connection: socket.socket, userId: bytes) -> bool:
+        """Something has come: return whether that user is logged in with it, or say the next word."""
+        answer(connection, userId)
+        return True
 
     def close(self) -> None:
         """End those that are under way."""
@@ -449,16 +482,23 @@ class Logins:
         connection.close()
 
 
-def measureLogins(server: Server, users: Sequence[tuple[bytes, bytes]], atOnce: int, seconds: float) -> LoginFigures:
+def measureLogins(
+    server: Server,
+    users: Sequence[tuple[bytes, bytes]],
+    atOnce: int,
+    seconds: float,
+    makeLogins: type[Logins] = Logins,
+) -> LoginFigures:
     """
     Load the server with log-ins.
 
     @param users: their IDs and tokens.
     @param atOnce: how many are under way at any time.
+    @param makeLogins: how users log in.
     """
     assert server.pid is not None
     connected(server).close()
-    logins = Logins(server, users)
+    logins = makeLogins(server, users)
     try:
         for _ in range(atOnce):
             logins.begin()
@@ -533,6 +573,160 @@ def measureStart(folder: Path, cpu: int | None, texts: int) -> StartFigures:
     return StartFigures(texts, empty, filled, stealPercent(ticks))
 
 
+# -- A peer --------------------------------------------------------------------------------------------------------
+
+_DOMAIN = b"localhost"
+
+_STREAM = (
+    b"<stream:stream to='%s' xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams' version='1.0'>"
+    % _DOMAIN
+)
+
+_TAKEN = re.compile(rb"<a [^>]*h=['\"](\d+)['\"]")
+
+_CONFIGURATION = """\
+daemonize = false
+run_as_root = true
+data_path = "{folder}"
+interfaces = {{ "127.0.0.1" }}
+c2s_ports = {{ {port} }}
+modules_enabled = {{ "saslauth", "smacks" }}
+modules_disabled = {{ "s2s" }}
+c2s_require_encryption = false
+allow_unencrypted_plain_auth = true
+authentication = "internal_plain"
+log = {{ warn = "*console" }}
+VirtualHost "{domain}"
+"""
+
+
+class Missing(Exception):
+    """It is not installed; the text says what to do."""
+
+
+@contextmanager
+def startedProsody(cpu: int | None, folder: Path, users: Sequence[tuple[bytes, bytes]]) -> Iterator[Server]:
+    """
+    Start prosody, and stop it at the end.
+
+    @param users: their names and passwords.
+    @raise Missing: if it is not installed.
+    @raise Trouble: if it does not start.
+    """
+    program = shutil.which("prosody", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise Missing("prosody is not installed, so nothing is compared with it (Debian: apt-get install prosody)")
+    accounts = folder / _DOMAIN.decode() / "accounts"
+    accounts.mkdir(parents=True)
+    for user, password in users:
+        file = accounts / f"{user.decode().replace('-', '%2d')}.dat"
+        file.write_text(f'return {{ ["password"] = "{password.decode()}"; }};\n')
+    server = Server("127.0.0.1", freePort())
+    configuration = folder / "prosody.cfg.lua"
+    configuration.write_text(_CONFIGURATION.format(folder=folder, port=server.port, domain=_DOMAIN.decode()))
+    with started([program, "--config", str(configuration), "-F"], server, cpu):
+        yield server
+
+
+def xmppSteps(user: bytes, password: bytes) -> list[tuple[bytes, bytes]]:
+    """Return what a log-in says, and what is in the last part of each answer."""
+    auth = b"<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>%s</auth>"
+    bind = b"<iq type='set' id='b'><bind xmlns='urn:ietf:params:xml:ns:xmpp-bind'><resource>r</resource></bind></iq>"
+    return [
+        (_STREAM, b"</stream:features>"),
+        (auth % b64encode(b"\0%s\0%s" % (user, password)), b"<success"),
+        (_STREAM, b"</stream:features>"),
+        (bind, b"</iq>"),
+    ]
+
+
+class XmppPeer(Peer):
+    """A user of prosody who writes to another one, with stream management."""
+
+    def __init__(self, connection: socket.socket, me: bytes, other: bytes, size: int) -> None:
+        super().__init__(connection, me, other, size)
+        self._text = b"<message to='%s@%s/r' type='chat'><body>%s</body></message>" % (other, _DOMAIN, self._data)
+
+    def register(self) -> None:
+        """Log in, and begin to count."""
+        enable = b"<presence/><enable xmlns='urn:xmpp:sm:3'/>", b"<enabled"
+        for said, expected in (*xmppSteps(self._me, self._me), enable):
+            self.socket.sendall(said)
+            received = b""
+            while expected not in received:
+                more = self.socket.recv(65_536)
+                received += more
+                if not more or b"<fail" in received:
+                    raise Trouble(f"prosody did not answer {said[:40]!r} as it should: {received[:200]!r}")
+
+    def _textsOf(self, n: int) -> bytes:
+        """Return C{n} texts, and the question how many have been taken."""
+        return self._text * n + b"<r xmlns='urn:xmpp:sm:3'/>" * (n > 0)
+
+    def takenSince(self, arrived: int) -> bytes:
+        """See L{Peer.takenSince}."""
+        return b"<a xmlns='urn:xmpp:sm:3' h='%d'/>" % self.arrived if self.arrived > arrived else b""
+
+    def _take(self, data: bytes) -> int:
+        whole, end, self._unparsed = (self._unparsed + data).rpartition(b">")
+        self.arrived += (whole + end).count(b"</message>")
+        taken = _TAKEN.findall(whole)
+        return self._acknowledge(int(taken[-1])) if taken else 0
+
+
+class XmppLogins(Logins):
+    """Users of prosody who log in, up to where others can write to them, and leave."""
+
+    def __init__(self, server: Server, users: Sequence[tuple[bytes, bytes]]) -> None:
+        super().__init__(server, users)
+        self._steps: dict[socket.socket, list[tuple[bytes, bytes]]] = {}
+        self._received: dict[socket.socket, bytes] = {}
+
+    def _begin(self, connection: socket.socket, userId: bytes, token: bytes) -> None:
+        self._steps[connection] = xmppSteps(userId, token)
+        self._say(connection)
+
+    def _say(self, connection: socket.socket) -> None:
+        connection.sendall(self._steps[connection][0][0])
+        self._received[connection] = b""
+
+    def _isIn(self, connection: socket.socket, userId: bytes) -> bool:
+        more = connection.recv(65_536)
+        received = self._received[connection] = self._received[connection] + more
+        steps = self._steps[connection]
+        said, expected = steps[0]
+        if not more or b"<failure" in received:
+            raise Trouble(f"prosody did not answer {said[:40]!r} as it should: {received[:200]!r}")
+        if expected not in received:
+            return False
+        del steps[0]
+        if steps:
+            self._say(connection)
+            return False
+        del self._steps[connection], self._received[connection]
+        return True
+
+
+@dataclass(frozen=True)
+class PeerFigures:
+    """The same of another server; see there."""
+
+    texts: TextFigures
+    logins: LoginFigures
+
+
+def measurePeer(folder: Path, cpu: int | None, asked: argparse.Namespace) -> PeerFigures:
+    """
+    Do with prosody what is done with ours.
+
+    @raise Missing: if it is not installed.
+    """
+    users = [(name, name) for name in (b"user-%06d" % n for n in range(max(USERS, 2 * asked.pairs)))]
+    with startedProsody(cpu, folder, users) as server:
+        texts = measureTexts(server, asked.pairs, asked.window, asked.size, asked.seconds, XmppPeer)
+        return PeerFigures(texts, measureLogins(server, users[:USERS], asked.at_once, asked.seconds, XmppLogins))
+
+
 # -- The command ---------------------------------------------------------------------------------------------------
 
 
@@ -544,6 +738,7 @@ class Figures:
     texts: TextFigures | None = None
     logins: LoginFigures | None = None
     start: StartFigures | None = None
+    peer: PeerFigures | None = None
 
 
 def table(figures: Figures) -> str:
@@ -587,6 +782,19 @@ def table(figures: Figures) -> str:
                 "steal %": shown(s.stealPercent),
             },
         )
+    if (p := figures.peer) is not None:
+        rows = {
+            "acknowledged texts/s": shown(p.texts.textsPerSecond),
+            "CPU µs/text": shown(p.texts.cpuMicros),
+            "log-ins/s": shown(p.logins.loginsPerSecond),
+            "CPU µs/log-in": shown(p.logins.cpuMicros),
+            "steal %": shown(max(p.texts.stealPercent, p.logins.stealPercent)),
+        }
+        if figures.texts is not None:
+            rows["texts/s here to there"] = f"{figures.texts.textsPerSecond / p.texts.textsPerSecond:.1f}"
+        if figures.logins is not None:
+            rows["log-ins/s here to there"] = f"{figures.logins.loginsPerSecond / p.logins.loginsPerSecond:.1f}"
+        add("the same with prosody: stream management, log-ins with a password", rows)
     return "\n".join(lines)
 
 
@@ -658,6 +866,12 @@ def measure(asked: argparse.Namespace) -> Figures:
                 figures.logins = measureLogins(server, users, asked.at_once, asked.seconds)
         if "start" in asked.part:
             figures.start = measureStart(folder, serverCpu, asked.waiting)
+        if "peer" in asked.part:
+            say(f"peer: prosody, {asked.pairs} pairs, {asked.seconds:g} s, and {asked.at_once} log-ins at once")
+            try:
+                figures.peer = measurePeer(folder / "prosody", serverCpu, asked)
+            except Missing as e:
+                say(f"peer: {e}")
     return figures
 
 
@@ -686,7 +900,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("reliable: stopped")
         return 130
     print(json.dumps(asdict(figures)) if asked.json else table(figures))
-    steal = max(part.stealPercent for part in (figures.texts, figures.logins, figures.start) if part is not None)
+    measured = [figures.texts, figures.logins, figures.start]
+    if figures.peer is not None:
+        measured += [figures.peer.texts, figures.peer.logins]
+    steal = max((part.stealPercent for part in measured if part is not None), default=0.0)
     if steal > MUCH_STEAL:
         say(f"warning: the host took {steal:g} % of this machine's time: measure again when it is quieter")
     return 1 if figures.texts is not None and figures.texts.lost else 0

@@ -284,10 +284,18 @@ class ReliableTests(SynchronousTestCase):
     if not platform.isLinux():
         skip = "the benchmark reads /proc and waits with epoll"
 
-    def bench(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def bench(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Run it."""
         command = [sys.executable, "-m", "benchmarks.reliable", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
+        return subprocess.run(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
 
     def test_measuresAllParts(self) -> None:
         """With --json it prints one object with every figure, and says on stderr how far it is."""
@@ -312,8 +320,21 @@ class ReliableTests(SynchronousTestCase):
             self.assertGreater(start[name], 0, name)
         for part in (texts, logins, start):
             self.assertGreaterEqual(part["stealPercent"], 0)
-        for part in ("texts", "logins", "start"):
+        for part in ("texts", "logins", "start", "peer"):
             self.assertIn(f"{part}: ", ended.stderr)
+        if figures["peer"] is not None:
+            self.assertGreater(figures["peer"]["texts"]["textsPerSecond"], 0)
+            self.assertGreater(figures["peer"]["logins"]["loginsPerSecond"], 0)
+
+    def test_noPeer(self) -> None:
+        """Where the server to compare with is not installed, that is said, and all else is measured."""
+        ended = self.bench(
+            *("--part", "peer", "--part", "texts", "--seconds", "0.1", "--pairs", "1", "--window", "1"), PATH="/none"
+        )
+        self.assertEqual(ended.returncode, 0, ended.stderr)
+        self.assertIn("prosody is not installed", ended.stderr)
+        self.assertIn("CPU µs/text", ended.stdout)
+        self.assertNotIn("prosody", ended.stdout)
 
     def test_printsATable(self) -> None:
         """Without --json it prints a table of what was asked for."""
