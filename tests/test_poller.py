@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from tests import temporaryFolder
 from tests.test_transports import makeCertificate
-from wecompany.poller import MAX_EVENTS, Poller, fastest, serverEndpoint
+from wecompany.poller import MAX_ACCEPTS, MAX_EVENTS, Poller, fastest, serverEndpoint
 from wecompany.server import WeCompanyFactory
 from wecompany.wire import MessageType, encodeFrame
 
@@ -301,6 +301,26 @@ class PollerTests(TestCase):
             self.assertIn(port, [reader for poller in pollers for reader in poller.getReaders()])
         with self.assertRaises(ValueError):
             serverEndpoint(reactor, "nonsense:0")
+
+    async def test_accepts(self) -> None:
+        """A port takes so many connections and no more before others get their turn."""
+        made: list[Recorder] = []
+
+        class Kept(Recorder):
+            def connectionMade(self) -> None:
+                made.append(self)
+
+        factory = Factory.forProtocol(Kept)
+        port = cast(Any, self.poller.listenTCP(0, factory, backlog=200, interface="127.0.0.1"))
+        self.addCleanup(port.stopListening)
+        for _ in range(MAX_ACCEPTS + 1):
+            self.addCleanup(socket.create_connection(("127.0.0.1", port.getHost().port)).close)
+        for n in (MAX_ACCEPTS, MAX_ACCEPTS + 1):
+            port.doRead()
+            self.assertEqual(len(made), n)
+        for server in made:
+            cast(Any, server.transport).abortConnection()
+            await server.lost
 
     async def test_adopted(self) -> None:
         """A listening socket that was opened by somebody else, as by systemd, is served; a UNIX one by the reactor."""

@@ -37,6 +37,9 @@ from zope.interface import implementer
 MAX_EVENTS = 256
 """Events that are handled before the reactor gets its turn: so a busy server starves no timer and no other reader."""
 
+MAX_ACCEPTS = 50
+"""Connections that a port takes before others get their turn: to take one, or to turn it away, costs some 150 us."""
+
 _READ = getattr(select, "EPOLLIN", 0)
 _WRITE = getattr(select, "EPOLLOUT", 0)
 _GONE = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
@@ -103,6 +106,11 @@ class _Server(tcp.Server):
 
 class _Port(tcp.Port):
     transport = _Server
+
+    def doRead(self) -> None:
+        """Take new connections, but not so many that the others wait: Twisted's own takes ever more at once."""
+        self.numberAccepts = min(self.numberAccepts, MAX_ACCEPTS)
+        super().doRead()
 
 
 @implementer(IReactorFDSet, IReadDescriptor)
