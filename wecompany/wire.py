@@ -215,6 +215,20 @@ def encodeTag(userId: bytes) -> bytes:
     return len(userId).to_bytes(2, "big") + userId
 
 
+def encodeHead(messageType: int, tag: bytes, size: int) -> bytes:
+    """
+    Return what stands in a frame before its data.
+
+    @param tag: what L{encodeTag} gave for the frame's user ID.
+    @param size: bytes of the data.
+    @raise WireError: badRequest, if the payload would exceed L{MAX_PAYLOAD}.
+    """
+    length = 1 + len(tag) + size
+    if length > MAX_PAYLOAD:
+        raise WireError(ErrorCode.BAD_REQUEST, f"too long by {length - MAX_PAYLOAD} bytes to be passed on")
+    return packHead(length, messageType) + tag
+
+
 def encodeTagged(messageType: int, tag: bytes, data: bytes) -> bytes:
     """
     Return a whole frame, its length included.
@@ -222,10 +236,7 @@ def encodeTagged(messageType: int, tag: bytes, data: bytes) -> bytes:
     @param tag: what L{encodeTag} gave for the frame's user ID.
     @raise WireError: badRequest, if the payload would exceed L{MAX_PAYLOAD}.
     """
-    length = 1 + len(tag) + len(data)
-    if length > MAX_PAYLOAD:
-        raise WireError(ErrorCode.BAD_REQUEST, f"too long by {length - MAX_PAYLOAD} bytes to be passed on")
-    return packHead(length, messageType) + tag + data
+    return encodeHead(messageType, tag, len(data)) + data
 
 
 def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes], isEven: bool) -> bytes:
@@ -237,7 +248,7 @@ def encodeRun(messageType: int, tag: bytes, bodies: Sequence[bytes], isEven: boo
     """
     if not isEven:
         return b"".join([encodeTagged(messageType, tag, data) for data in bodies])
-    head = encodeTagged(messageType, tag, bodies[0])[: 3 + len(tag)]
+    head = encodeHead(messageType, tag, len(bodies[0]))
     return head + head.join(bodies)
 
 
