@@ -85,7 +85,7 @@ STOP_WITHIN = 4.0
 SWEEP_EVERY = 1.0
 """Seconds between two looks at the deadlines of all connections: one timer for all of them."""
 
-SWEPT_AT_ONCE = 200
+SWEPT_AT_ONCE = 40
 """Connections that are looked at before others get their turn."""
 
 REPORT_EVERY = 60.0
