@@ -545,7 +545,8 @@ class HostileTests(BrowserTestCase):
     def test_otherOrigin(self) -> None:
         """A page of another origin gets no connection, and the page itself in no frame."""
         folder = temporaryFolder(self)
-        (folder / "index.html").write_text(f"<iframe src='http://localhost:{self.server.webPort}/'></iframe>")
+        frame = f"<iframe src='http://localhost:{self.server.webPort}/'></iframe>"
+        (folder / "index.html").write_text(f"<link rel=icon href='data:,'>{frame}")
         handler = partial(_Quiet, directory=str(folder))
         with ThreadingHTTPServer(("127.0.0.1", 0), handler) as evil:
             threading.Thread(target=evil.serve_forever, daemon=True).start()
@@ -557,8 +558,8 @@ class HostileTests(BrowserTestCase):
                 " socket.onopen = () => resolve('open'); socket.onclose = ({code}) => resolve(code); })",
                 f"ws://localhost:{self.server.webPort}/ws",
             )
-            (_, frame) = mallory.page.frames
-            self.assertEqual((code, frame.locator("#sign-in").count()), (1006, 0))
+            (_, framed) = mallory.page.frames
+            self.assertEqual((code, framed.locator("#sign-in").count()), (1006, 0))
             evil.shutdown()
         mallory.problems.clear()  # the browser says that it could not connect, and not show the frame
 
