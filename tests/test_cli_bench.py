@@ -745,7 +745,7 @@ class WithServerTests(BenchTestCase):
     def test_callsWithinLimits(self) -> None:
         """Each user begins one call at most, so the limit of calls a minute of each is no obstacle."""
         address, _ = self.server("--limit=calls=1:1")
-        code, out, _ = self.bench(address, "--shape", "calls:2", "--seconds", "0.1")
+        code, out, _ = self.bench(address, "--shape", "calls:2", "--seconds", "0.4")
         self.assertEqual(code, 0, out)
         self.assertIn("calls:2", out)
 
@@ -773,7 +773,7 @@ class WithServerTests(BenchTestCase):
         address, _ = self.server(f"--tls={pem}", *RAISED)
         address = address.replace("127.0.0.1", "localhost")
         code, out, err = self.bench(
-            *(address, "--ca", pem, "--pairs", "2", "--seconds", "0.2", "--size", "16000"),
+            *(address, "--ca", pem, "--pairs", "2", "--seconds", "0.4", "--size", "16000"),
             *("--shape", "window:64", "--shape", "logins:2", "--shape", "calls:1", "--json"),
         )
         self.assertEqual(code, 0, err + out)
